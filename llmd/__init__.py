@@ -1,0 +1,29 @@
+"""llmd: a serving daemon for language models. Importing it is quick; LLM and SamplingParams load what they need."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from llmd._version import __version__
+
+if TYPE_CHECKING:
+    from llmd.daemon import serve
+    from llmd.engine.params import PoolingParams, SamplingParams
+    from llmd.offline import LLM
+
+__all__ = ["LLM", "PoolingParams", "SamplingParams", "__version__", "serve"]
+
+_HOME = {
+    "LLM": "llmd.offline",
+    "PoolingParams": "llmd.engine.params",
+    "SamplingParams": "llmd.engine.params",
+    "serve": "llmd.daemon",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'llmd' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(_HOME[name]), name)

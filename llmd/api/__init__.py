@@ -1,0 +1,1 @@
+"""The only door for plugins: `llmd.api.v1`."""

@@ -1,0 +1,62 @@
+"""The border to the device: what the engine asks of an executor, in plain data."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol
+
+from llmd.engine.step import StepPlan, StepResult
+
+
+class LoadProgress(NamedTuple):
+    """Where loading stands: `phase` in words ("shard 3/8"), `fraction` of all the work between 0 and 1."""
+
+    phase: str
+    fraction: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KVGroup:
+    """Layers that share a block table and the rules for hits and freeing."""
+
+    name: str = "full"
+    kind: str = "full"  # "full"; other kinds arrive with the architectures that need them
+    num_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutorInfo:
+    """What the executor offers once it has loaded: the engine sizes itself by it."""
+
+    num_blocks: int
+    block_size: int  # tokens a block
+    max_num_seqs: int  # rows
+    max_model_len: int
+    vocab_size: int
+    kv_groups: tuple[KVGroup, ...] = (KVGroup(),)
+    weights_bytes: int = 0
+    kv_bytes: int = 0
+    device: str = ""
+    attention_backend: str = ""
+    can_pool: bool = True
+    facts: dict[str, Any] = field(default_factory=dict)  # for the start log and `llmd status` only
+
+
+class Executor(Protocol):
+    """Owns every tensor. All methods are called on the loop thread; none may block it."""
+
+    async def start(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
+        """Load the model, size the KV pool, warm up. `report` is called on the loop thread."""
+
+    def submit(self, plan: StepPlan, masks: Any = None) -> Awaitable[StepResult]:
+        """Queue one step and return at once; steps run in the order given, at most two outstanding.
+
+        The awaitable raises StepFailed (this step only) or EngineFailure (the device is gone).
+        """
+
+    async def ping(self) -> float:
+        """Run a no-op behind what is queued; seconds until it was answered."""
+
+    async def stop(self) -> None:
+        """Finish what is queued, free the device, end the thread or processes. May be called twice."""

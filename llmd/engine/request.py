@@ -1,0 +1,51 @@
+"""What a client asked: immutable, validated, in token ids."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from llmd.engine.params import PoolingParams, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of prompt positions that stands for something else (an image, audio): its hash enters the block hash."""
+
+    start: int
+    length: int
+    content_hash: bytes
+    handle: str  # names the processed tensor on the executor's side
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """Token ids and what they stand for."""
+
+    token_ids: tuple[int, ...]
+    spans: tuple[Span, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One request as the engine sees it. `n` of its params asks for so many Sequences over one prompt."""
+
+    request_id: str
+    prompt: Prompt
+    params: SamplingParams | PoolingParams
+    eos_token_ids: tuple[int, ...] = ()
+    bad_words_ids: tuple[tuple[int, ...], ...] = ()  # params.bad_words in token ids, by the text layer
+    adapter: str | None = None
+    namespace: bytes = b""  # separates prefix caches: adapter, cache salt, API key
+    key: str = ""  # who asks; fairness and usage are counted by it
+    priority: int = 0  # lower goes first
+    arrival_s: float = field(default_factory=time.monotonic)
+    deadline_s: float | None = None  # on the monotonic clock; past it the request ends with `timeout`
+
+    @property
+    def num_sequences(self) -> int:
+        """How many continuations are wanted."""
+        return self.params.n if isinstance(self.params, SamplingParams) else 1

@@ -1,0 +1,1 @@
+"""How llmd is extended: hookspecs (what may be said), specs (what is said), manager (who says it), catalog (all)."""

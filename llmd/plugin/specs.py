@@ -1,0 +1,241 @@
+"""What register hooks return: frozen facts and a `build` that imports the heavy module when it is first wanted.
+
+Every spec has a `name` (unique in its family; a wheel's overrides a built-in's) and a one-line `summary`. A field with a
+default may be added in any release; removing one is API v2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import click
+    from aiohttp import web
+    from prometheus_client import CollectorRegistry
+    from pydantic import BaseModel
+
+    from llmd.config import ModelConfig
+    from llmd.engine.executor import Executor, LoadProgress
+    from llmd.engine.queue import WaitingQueue
+    from llmd.model.attention import AttentionBackend
+    from llmd.model.loader import Checkpoint
+    from llmd.model.logits import LogitsProcessor
+    from llmd.model.quantization import Quantization
+    from llmd.model.sampler import Sampler
+    from llmd.server.auth import Authenticator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """What every spec says."""
+
+    name: str
+    summary: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ConfigSectionSpec(Spec):
+    """`[plugins.<name>]` in the config file is parsed into `model`, a frozen pydantic model with defaults."""
+
+    model: type[BaseModel]
+    live: frozenset[str] = frozenset()  # fields that a reload may change while serving
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CommandSpec(Spec):
+    """`llmd <name>`: `build()` returns the click command; it is imported only when the command is called."""
+
+    build: Callable[[], click.Command]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSourceSpec(Spec):
+    """Where a model's files come from. The first in `order` whose `claims` says yes to the model's name resolves it."""
+
+    claims: Callable[[ModelConfig], bool]
+    resolve: Callable[[ModelConfig, Callable[[LoadProgress], None]], Path]  # may block: called off the loop
+    order: int = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckpointFormatSpec(Spec):
+    """How weights lie in files: `detect(folder)` says whether this format is there, `build(folder)` opens it."""
+
+    detect: Callable[[Path], bool]
+    build: Callable[..., Checkpoint]  # (folder, model_config) -> Checkpoint
+    order: int = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ArchitectureSpec(Spec):
+    """A model architecture; `architectures` are the names in config.json that it serves."""
+
+    architectures: tuple[str, ...]
+    build: Callable[..., Any]  # (config, layers) -> torch.nn.Module with forward(batch) and weight_names
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class QuantizationSpec(Spec):
+    """A quantization method. `build(settings)` returns the Quantization that gives each linear its QuantMethod."""
+
+    build: Callable[..., Quantization]
+    online: bool = False  # can quantize a 16-bit checkpoint while it loads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttentionBackendSpec(Spec):
+    """A way to compute attention over the paged KV cache; the usable one with the highest `priority` is taken."""
+
+    build: Callable[[], AttentionBackend]
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AdapterFormatSpec(Spec):
+    """A file format of adapters (LoRA is one)."""
+
+    build: Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KVStoreSpec(Spec):
+    """A tier below the device's KV pool: host memory, disk, a peer."""
+
+    build: Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class LogitsProcessorSpec(Spec):
+    """A step between logits and sampling, for the rows that want it."""
+
+    build: Callable[..., LogitsProcessor]  # (LogitsContext) -> LogitsProcessor
+    order: int = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SamplerSpec(Spec):
+    """Turns logits into tokens for all rows at once."""
+
+    build: Callable[..., Sampler]  # (SamplerContext) -> Sampler
+    priority: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ProposerSpec(Spec):
+    """Drafts tokens that the model then verifies (speculative decoding)."""
+
+    build: Callable[..., Any]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GrammarSpec(Spec):
+    """Compiles structured-output constraints into token bitmasks; `kinds` are the constraint kinds it takes."""
+
+    build: Callable[..., Any]
+    kinds: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParserSpec(Spec):
+    """Splits generated text into content, reasoning or tool calls. `claims(facts)` says whether it fits a model."""
+
+    build: Callable[..., Any]
+    claims: Callable[[Mapping[str, Any]], bool] | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ExecutorSpec(Spec):
+    """Runs the device: a thread, a process, several nodes. `build(model_config, catalog)` returns an Executor."""
+
+    build: Callable[..., Executor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SchedulingPolicySpec(Spec):
+    """The order of the waiting queue."""
+
+    build: Callable[..., WaitingQueue]  # (SchedulerConfig) -> WaitingQueue
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AuthenticatorSpec(Spec):
+    """Says who asks. `build(config)` may return None: nothing to check with this configuration. Fails closed."""
+
+    build: Callable[..., Authenticator | None]
+    order: int = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MiddlewareSpec(Spec):
+    """Wraps every HTTP request; lower `order` is further out. `build(config)` may return None: not wanted."""
+
+    build: Callable[..., Any]  # (config) -> aiohttp middleware | None
+    order: int = 100
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RouteSpec(Spec):
+    """One HTTP route. `build(context)` imports and returns the aiohttp handler.
+
+    `openapi` is the operation object for /openapi.json. A route asks for a key unless the config opens it;
+    `admin` routes ask for the admin key.
+    """
+
+    method: str
+    path: str
+    build: Callable[..., Callable[[web.Request], Awaitable[web.StreamResponse]]]
+    openapi: Callable[[], Mapping[str, Any]] | None = None
+    admin: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MetricsSpec(Spec):
+    """Adds collectors to the Prometheus registry; `build(registry, context)` registers them once."""
+
+    build: Callable[[CollectorRegistry, Any], None]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceSpec(Spec):
+    """Something that runs beside the server: `build(context)` returns an async context manager, entered at start."""
+
+    build: Callable[..., Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionNeeds:
+    """What a model and device ask of an attention backend."""
+
+    device: str  # "cpu", "cuda" …
+    dtype: str  # "bfloat16" …
+    head_dim: int
+    num_heads: int
+    num_kv_heads: int
+    block_size: int
+    sliding_window: int | None = None
+    soft_cap: float | None = None
+    has_sinks: bool = False
+    kv_cache_dtype: str = "auto"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestSummary:
+    """The receipt of one ended request (DESIGN §9: exactly one each)."""
+
+    request_id: str
+    model: str
+    key: str
+    route: str
+    status: int
+    finish_reasons: tuple[str, ...]
+    num_prompt_tokens: int
+    num_cached_tokens: int
+    num_output_tokens: int
+    queue_s: float
+    ttft_s: float | None
+    e2e_s: float
+    client_gone: bool = False
+    facts: Mapping[str, Any] = field(default_factory=dict)

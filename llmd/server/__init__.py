@@ -1,0 +1,1 @@
+"""HTTP: the application, what wraps requests, and the service that stands behind routes."""

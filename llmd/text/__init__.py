@@ -1,0 +1,1 @@
+"""Turns strings into token ids and back. Knows no HTTP, no blocks, no tensors."""

@@ -1,0 +1,1 @@
+"""The built-in features of llmd, each a plugin of the same kind as a third party's wheel."""
