@@ -52,7 +52,8 @@ class Executor(Protocol):
     def submit(self, plan: StepPlan, masks: Any = None) -> Awaitable[StepResult]:
         """Queue one step and return at once; steps run in the order given, at most two outstanding.
 
-        The awaitable raises StepFailed (this step only) or EngineFailure (the device is gone).
+        The awaitable raises StepFailed (this step only; what its plan released, admitted and updated is done all the
+        same) or EngineFailure (the device is gone).
         """
 
     async def ping(self) -> float:

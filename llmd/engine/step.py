@@ -88,30 +88,32 @@ class TokenLogprobs(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepResult:
-    """What a step gave. `token_ids` runs over the plan's rows that sample, in their order, one token each unless
-    `num_tokens` says otherwise (speculation accepts several). The maps are keyed by row and hold only rows that asked."""
+    """What a step gave. `token_ids` runs over the plan's rows that sample, in their order, one token each.
+
+    The maps are keyed by row and hold only rows that asked.
+    """
 
     step_id: int
     token_ids: Seq[int] = ()
-    num_tokens: Seq[int] | None = None
     logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
-    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)  # for positions start+1 … of the chunk
+    # one entry for each of the chunk's positions that wanted logits and is followed by a prompt token: that token's
+    prompt_logprobs: dict[int, list[TokenLogprobs]] = field(default_factory=dict)
     pooled: dict[int, Any] = field(default_factory=dict)  # float32 numpy vectors, at a prompt's last chunk
     errors: dict[int, str] = field(default_factory=dict)  # rows that failed alone (NaN logits, say)
     forward_s: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class SequenceDelta:
+class SequenceDelta(NamedTuple):
     """News of one sequence after a step, engine → text. The last one of a sequence carries its finish_reason."""
 
     request_id: str
-    index: int  # which of the request's n sequences
-    token_ids: Seq[int]
+    index: int  # type: ignore[assignment]  # which of the request's n sequences; hides tuple.index
+    token_ids: Seq[int] = ()
     logprobs: list[TokenLogprobs] | None = None
     prompt_logprobs: list[TokenLogprobs] | None = None
     pooled: Any = None
     finish_reason: FinishReason | None = None
     stop_token_id: int | None = None  # the stop_token_ids entry that ended it (not EOS)
     error: str | None = None
-    num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache; true with the first delta
+    num_cached_tokens: int = 0  # prompt tokens that came from the prefix cache
+    queue_s: float | None = None  # from arrival to the first step it was part of; with the first delta

@@ -1,0 +1,415 @@
+"""Who computes what in the next step, and what becomes of its result. Plain ints; no clock but the one handed in.
+
+There are no modes: a sequence has tokens computed and tokens known (or about to be sampled by a step in flight), and a
+step lets the first catch up within the token budget. First the rows that need one token, so that a long prompt never
+stalls them; then the rest of running prompts, in order; then waiting sequences. Blocks for all known tokens are taken when
+a row is given, so only growth by one token can find the pool empty: then the last running sequence that is not yet part
+of the step is preempted and recomputed later. The oldest is never preempted, hence every admitted sequence ends.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from bisect import insort
+from operator import attrgetter
+from typing import NamedTuple
+
+from llmd.config import CacheConfig, SchedulerConfig
+from llmd.engine.executor import ExecutorInfo
+from llmd.engine.kv_cache import KVCacheManager
+from llmd.engine.params import PoolingParams, SamplingParams
+from llmd.engine.queue import WaitingQueue
+from llmd.engine.request import Request
+from llmd.engine.sequence import Sequence, SequenceState
+from llmd.engine.step import BlockUpdate, FinishReason, RowAdmit, SequenceDelta, StepPlan, StepResult
+
+_by_order = attrgetter("order")
+
+
+class Step(NamedTuple):
+    """A plan and whose rows it computes, in the plan's order."""
+
+    plan: StepPlan
+    sequences: list[Sequence]
+    num_decodes: int  # the first so many rows compute one token after their prompt
+
+
+class Scheduler:
+    """Owns requests, sequences, rows and blocks; called by the engine on the loop thread only."""
+
+    def __init__(self, config: SchedulerConfig, cache: CacheConfig, info: ExecutorInfo, waiting: WaitingQueue) -> None:
+        self.config = config
+        self.info = info
+        self.waiting = waiting
+        self.kv_cache = KVCacheManager(
+            info.num_blocks, info.block_size, info.kv_groups, enable_prefix_caching=cache.enable_prefix_caching
+        )
+        self.running: list[Sequence] = []  # by order: priority, then arrival
+        self.requests: dict[str, list[Sequence]] = {}  # those with a sequence that has not finished
+        self.num_waiting_tokens = 0
+        self.num_preemptions = 0
+        self.num_admitted = 0
+        self.num_finished = 0
+        self._num_spare = int(config.watermark * info.num_blocks)
+        self._free_rows = list(range(info.max_num_seqs - 1, -1, -1))
+        self._released: list[int] = []  # rows that the next plan tells the executor to release, before it admits
+        self._deadlines: list[tuple[float, str]] = []  # a heap
+        self._seq_ids = itertools.count()
+        self._step_ids = itertools.count()
+        self._with_priority = config.policy != "fcfs"
+
+    # --- requests come and go
+
+    def add(self, request: Request, seed: int) -> None:
+        """Queue the request's sequences; sequence i draws from `seed + i`."""
+        sequences: list[Sequence] = []
+        for index in range(request.num_sequences):
+            sequence = Sequence(request, index, next(self._seq_ids), seed + index, self.info.max_model_len)
+            sequence.order = (request.priority if self._with_priority else 0, sequence.seq_id)
+            sequence.leader = sequences[0] if sequences else None
+            sequences.append(sequence)
+            self.waiting.push(sequence)
+        self.num_waiting_tokens += len(request.prompt) * len(sequences)
+        self.num_admitted += len(sequences)
+        self.requests[request.request_id] = sequences
+        if request.deadline_s is not None:
+            heapq.heappush(self._deadlines, (request.deadline_s, request.request_id))
+
+    def expire(self, now_s: float) -> list[SequenceDelta]:
+        """End the requests whose deadline has passed."""
+        deltas: list[SequenceDelta] = []
+        while self._deadlines and self._deadlines[0][0] <= now_s:
+            _, request_id = heapq.heappop(self._deadlines)
+            deltas += self.end_request(request_id, FinishReason.TIMEOUT)
+        return deltas
+
+    def end_request(self, request_id: str, reason: FinishReason, error: str | None = None) -> list[SequenceDelta]:
+        """End what is left of a request; the last delta of each of its live sequences."""
+        live = [sequence for sequence in self.requests.get(request_id, ()) if not sequence.is_finished]
+        for sequence in live:
+            self.end(sequence, reason, error)
+        return [_last_delta(sequence) for sequence in live]
+
+    def end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
+        """Finish one sequence and take back its row and blocks. Steps in flight for it are computed in vain."""
+        if sequence.state is SequenceState.RUNNING:
+            self._leave_row(sequence)
+        else:
+            self._leave_queue(sequence)
+        sequence.state = SequenceState.FINISHED
+        sequence.finish_reason, sequence.error = reason, error
+        self.num_finished += 1
+        siblings = self.requests[sequence.request.request_id]
+        if len(siblings) == 1 or all(sibling.is_finished for sibling in siblings):
+            del self.requests[sequence.request.request_id]
+
+    def _leave_row(self, sequence: Sequence) -> None:
+        assert sequence.row is not None
+        self.running.remove(sequence)
+        self.kv_cache.release(sequence)
+        self._free_rows.append(sequence.row)
+        self._released.append(sequence.row)
+        sequence.row = None
+
+    def _leave_queue(self, sequence: Sequence) -> None:
+        self.waiting.remove(sequence)
+        self.num_waiting_tokens -= len(sequence.token_ids)
+
+    # --- planning
+
+    def schedule(self, now_s: float) -> Step | None:
+        """Plan the next step and count it as computed; None when there is nothing to do until a step in flight ends."""
+        draft = _Draft(self.config.max_num_batched_tokens)
+        prompts = self._schedule_decodes(draft)
+        for sequence in prompts:
+            if sequence.state is SequenceState.RUNNING and draft.budget:
+                draft.compute(sequence, min(sequence.num_tokens - sequence.num_computed_tokens, draft.budget))
+        if self._free_rows and draft.budget and len(self.waiting) and not draft.has_preempted:
+            self._admit(draft, now_s)
+        if not draft.rows:
+            return None
+        released, self._released = self._released, []
+        return Step(draft.plan(next(self._step_ids), released), draft.sequences, draft.num_decodes)
+
+    def _schedule_decodes(self, draft: _Draft) -> list[Sequence]:
+        """Give a token to each running sequence that lacks just one; return those that lack more.
+
+        The loop that runs for every row of every step: it calls nothing for a row that stays in its last block.
+        """
+        prompts: list[Sequence] = []
+        block_size = self.info.block_size
+        rows, starts, sequences = draft.rows, draft.starts, draft.sequences
+        running = self.running
+        position = 0
+        while position < len(running):
+            sequence = running[position]
+            position += 1
+            start = sequence.num_computed_tokens
+            lacking = sequence.num_tokens - start
+            if start >= sequence.max_computed or lacking <= 0:
+                continue
+            if lacking > 1 or not sequence.samples:
+                prompts.append(sequence)
+                continue
+            if not draft.budget:
+                break
+            is_full = start % block_size == 0 and start == len(sequence.block_ids[0]) * block_size
+            if is_full and not self._grow(sequence, draft):
+                break  # it was preempted itself: the last one that could be
+            sequence.num_computed_tokens = start + 1
+            sequence.num_tokens += 1
+            sequence.num_in_flight += 1
+            rows.append(sequence.row)  # type: ignore[arg-type]
+            starts.append(start)
+            sequences.append(sequence)
+            draft.budget -= 1
+        draft.num_decodes = len(rows)
+        return prompts
+
+    def _grow(self, sequence: Sequence, draft: _Draft) -> bool:
+        """One more block for a running sequence, preempting from the tail; False when it had to go itself."""
+        while (block_ids := self.kv_cache.grow(sequence)) is None:
+            victim = self.running[-1]
+            self._preempt(victim)
+            draft.has_preempted = True
+            if victim is sequence:
+                return False
+        assert sequence.row is not None
+        last = len(sequence.block_ids[0]) - 1
+        for group, block_id in enumerate(block_ids):
+            draft.block_updates.append(BlockUpdate(sequence.row, group, last, (block_id,)))
+        return True
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Take row and blocks back; what it computed is recomputed, or found again in the prefix cache."""
+        self._leave_row(sequence)
+        sequence.state = SequenceState.PREEMPTED
+        sequence.num_computed_tokens = 0
+        sequence.num_preemptions += 1
+        self.num_preemptions += 1
+        self.waiting.push_front(sequence)
+        self.num_waiting_tokens += len(sequence.token_ids)
+
+    def _admit(self, draft: _Draft, now_s: float) -> None:
+        """Give rows to waiting sequences in the queue's order, as far as rows, blocks and budget go."""
+        for sequence in self.waiting.ordered(now_s):
+            if not (self._free_rows and draft.budget):
+                return
+            if not sequence.is_admissible:
+                continue  # its leader or a step in flight comes first; neither waits for anything behind it
+            num_spare = self._num_spare if self.running else 0
+            if not self.kv_cache.admit(sequence, num_spare, use_cache=_may_use_cache(sequence)):
+                return
+            self._enter_row(sequence, self._free_rows.pop(), draft, now_s)
+            draft.compute(sequence, min(sequence.num_tokens - sequence.num_computed_tokens, draft.budget))
+
+    def _enter_row(self, sequence: Sequence, row: int, draft: _Draft, now_s: float) -> None:
+        self._leave_queue(sequence)
+        if sequence.first_scheduled_s is None:
+            sequence.first_scheduled_s = now_s
+            sequence.num_cached_tokens = min(sequence.num_computed_tokens, sequence.num_prompt_tokens)
+        sequence.state = SequenceState.RUNNING
+        sequence.row = row
+        sequence.num_tokens = len(sequence.token_ids)
+        insort(self.running, sequence, key=_by_order)
+        request = sequence.request
+        draft.admitted.append(
+            RowAdmit(
+                row=row,
+                seq_id=sequence.seq_id,
+                request_id=request.request_id,
+                token_ids=tuple(sequence.token_ids),
+                num_prompt_tokens=sequence.num_prompt_tokens,
+                params=request.params,
+                seed=sequence.seed,
+                eos_token_ids=request.eos_token_ids,
+                bad_words_ids=request.bad_words_ids,
+                adapter=request.adapter,
+                spans=request.prompt.spans,
+            )
+        )
+        for group, block_ids in enumerate(sequence.block_ids):
+            draft.block_updates.append(BlockUpdate(row, group, 0, tuple(block_ids)))
+
+    # --- results
+
+    def commit(self, step: Step, result: StepResult) -> list[SequenceDelta]:
+        """Write a step's result back: append tokens, end what has ended, make full blocks findable."""
+        deltas: list[SequenceDelta] = []
+        plan, block_size = step.plan, self.info.block_size
+        plain = not (result.logprobs or result.prompt_logprobs or result.pooled or result.errors)
+        tokens = iter(result.token_ids)
+        columns = zip(step.sequences, plan.rows, plan.starts, plan.counts, plan.samples, strict=True)
+        for sequence, row, start, count, samples in columns:
+            sequence.num_in_flight -= 1
+            token_id = next(tokens) if samples else -1
+            if sequence.state is SequenceState.FINISHED:
+                continue  # a late row
+            end = start + count
+            if end // block_size > sequence.num_registered_blocks and sequence.state is SequenceState.RUNNING:
+                self._register(sequence, row, end, result)
+            if plain and samples and sequence.num_output_tokens:
+                if ended := self._append(sequence, token_id):
+                    deltas.append(ended)
+                else:
+                    deltas.append(SequenceDelta(sequence.request.request_id, sequence.index, (token_id,)))
+            elif delta := self._commit_row(sequence, row, token_id if samples else None, end, result):
+                deltas.append(delta)
+        return deltas
+
+    def _register(self, sequence: Sequence, row: int, end: int, result: StepResult) -> None:
+        if row not in result.errors:
+            self.kv_cache.register(sequence, end)
+
+    def _append(self, sequence: Sequence, token_id: int) -> SequenceDelta | None:
+        """Append a sampled token; the sequence's last delta when that ends it."""
+        token_ids = sequence.token_ids
+        token_ids.append(token_id)
+        length = len(token_ids)
+        if sequence.state is SequenceState.PREEMPTED:
+            self.num_waiting_tokens += 1
+        if token_id in sequence.stop_ids and length >= sequence.min_length:
+            self.end(sequence, FinishReason.STOP)
+        elif length >= sequence.limit:
+            self.end(sequence, FinishReason.LENGTH)
+        else:
+            return None
+        return _last_delta(sequence, (token_id,))
+
+    def _commit_row(
+        self, sequence: Sequence, row: int, token_id: int | None, end: int, result: StepResult
+    ) -> SequenceDelta | None:
+        """The full road of one row: first tokens, logprobs, vectors and errors."""
+        if row in result.errors:
+            self.end(sequence, FinishReason.ERROR, result.errors[row])
+            return _last_delta(sequence)
+        is_first = token_id is not None and sequence.num_output_tokens == 0
+        prompt_logprobs = result.prompt_logprobs.get(row)
+        if row in result.pooled:
+            self.end(sequence, FinishReason.STOP)
+        elif token_id is None:
+            if prompt_logprobs is None:
+                return None
+            return SequenceDelta(sequence.request.request_id, sequence.index, prompt_logprobs=prompt_logprobs)
+        delta = self._append(sequence, token_id) if token_id is not None else _last_delta(sequence)
+        delta = delta or SequenceDelta(
+            sequence.request.request_id, sequence.index, (token_id,) if token_id is not None else ()
+        )
+        return delta._replace(
+            logprobs=result.logprobs.get(row),
+            prompt_logprobs=prompt_logprobs,
+            pooled=result.pooled.get(row),
+            num_cached_tokens=sequence.num_cached_tokens,
+            queue_s=_queue_s(sequence) if is_first or row in result.pooled else None,
+        )
+
+    def fail(self, step: Step, error: str) -> list[SequenceDelta]:
+        """The step raised: its sequences end with `error`, nothing it computed is believed."""
+        deltas = []
+        for sequence in step.sequences:
+            sequence.num_in_flight -= 1
+            if not sequence.is_finished:
+                self.end(sequence, FinishReason.ERROR, error)
+                deltas.append(_last_delta(sequence))
+        return deltas
+
+    def check(self) -> None:
+        """Raise AssertionError unless every counter that must balance does."""
+        held = [block_id for sequence in self.running for table in sequence.block_ids for block_id in table]
+        self.kv_cache.pool.check(held)
+        rows = [sequence.row for sequence in self.running]
+        assert {*self._free_rows, *rows} == set(range(self.info.max_num_seqs)), "a row is lost"
+        assert len(self._free_rows) + len(rows) == self.info.max_num_seqs, "a row is free twice"
+        assert self.running == sorted(self.running, key=_by_order)
+        live = sum(not sequence.is_finished for group in self.requests.values() for sequence in group)
+        assert live == len(self.running) + len(self.waiting), "a sequence is lost"
+        assert self.num_admitted == self.num_finished + live
+
+
+class _Draft:
+    """A plan being written: columns for decodes are appended in the scheduler's inner loop, the rest by `compute`."""
+
+    def __init__(self, budget: int) -> None:
+        self.budget = budget
+        self.has_preempted = False
+        self.num_decodes = 0  # the first so many rows: one token each, sampled
+        self.rows: list[int] = []
+        self.starts: list[int] = []
+        self.counts: list[int] = []  # of the rows after the decodes
+        self.num_logits: list[int] = []
+        self.samples: list[bool] = []
+        self.sequences: list[Sequence] = []
+        self.admitted: list[RowAdmit] = []
+        self.block_updates: list[BlockUpdate] = []
+
+    def compute(self, sequence: Sequence, count: int) -> None:
+        """Let `count` tokens of a sequence be computed; it samples if that reaches the last one it knows."""
+        assert sequence.row is not None
+        start = sequence.num_computed_tokens
+        is_last = start + count == sequence.num_tokens
+        self.budget -= count
+        self.rows.append(sequence.row)
+        self.starts.append(start)
+        self.counts.append(count)
+        self.num_logits.append(_wanted_logits(sequence, start, count, is_last))
+        self.samples.append(is_last and sequence.samples)
+        self.sequences.append(sequence)
+        sequence.num_computed_tokens = start + count
+        sequence.num_scored_tokens = max(sequence.num_scored_tokens, start + count)
+        sequence.num_in_flight += 1
+        if is_last and sequence.samples:
+            sequence.num_tokens += 1
+
+    def plan(self, step_id: int, released: list[int]) -> StepPlan:
+        """The frozen plan."""
+        ones = [1] * self.num_decodes
+        return StepPlan(
+            step_id=step_id,
+            released=released,
+            admitted=self.admitted,
+            block_updates=self.block_updates,
+            rows=self.rows,
+            starts=self.starts,
+            counts=ones + self.counts,
+            num_logits=ones + self.num_logits,
+            samples=[True] * self.num_decodes + self.samples,
+        )
+
+
+def _wanted_logits(sequence: Sequence, start: int, count: int, is_last: bool) -> int:
+    """How many of the chunk's last positions want logits: one to sample, and those of the prompt not yet scored."""
+    params = sequence.request.params
+    wanted = int(is_last and sequence.samples)
+    if isinstance(params, SamplingParams) and params.prompt_logprobs is not None and start < sequence.num_prompt_tokens:
+        wanted = max(wanted, start + count - max(start, sequence.num_scored_tokens))
+    return wanted
+
+
+def _may_use_cache(sequence: Sequence) -> bool:
+    """A cached prefix has no logits and no hidden states: who wants those of the prompt computes it all."""
+    params = sequence.request.params
+    if isinstance(params, PoolingParams):
+        return params.pooling == "last"
+    return params.prompt_logprobs is None or sequence.num_scored_tokens >= sequence.num_prompt_tokens
+
+
+def _queue_s(sequence: Sequence) -> float:
+    assert sequence.first_scheduled_s is not None
+    return max(0.0, sequence.first_scheduled_s - sequence.request.arrival_s)
+
+
+def _last_delta(sequence: Sequence, token_ids: tuple[int, ...] = ()) -> SequenceDelta:
+    params = sequence.request.params
+    stop_token_id = None
+    if token_ids and sequence.finish_reason is FinishReason.STOP and isinstance(params, SamplingParams):
+        stop_token_id = token_ids[-1] if token_ids[-1] in params.stop_token_ids else None
+    return SequenceDelta(
+        request_id=sequence.request.request_id,
+        index=sequence.index,
+        token_ids=token_ids,
+        finish_reason=sequence.finish_reason,
+        stop_token_id=stop_token_id,
+        error=sequence.error,
+        num_cached_tokens=sequence.num_cached_tokens,
+    )

@@ -1,0 +1,252 @@
+"""Thousands of random schedules against a device that checks every KV read."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from fakes import FakeDevice, expected_tokens, fake_info
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llmd.config import CacheConfig, SchedulerConfig
+from llmd.engine.executor import KVGroup
+from llmd.engine.params import SamplingParams
+from llmd.engine.request import Prompt, Request
+from llmd.engine.scheduler import Scheduler
+from llmd.engine.step import FinishReason
+from llmd_plugins.scheduling.fcfs import FcfsQueue
+from llmd_plugins.scheduling.priority import PriorityQueue
+
+VOCAB = 50
+
+
+@dataclass
+class Client:
+    """What one request received."""
+
+    request: Request
+    tokens: dict[int, list[int]] = field(default_factory=dict)
+    reasons: dict[int, FinishReason] = field(default_factory=dict)
+    is_aborted: bool = False
+
+
+class Drive:
+    """Scheduler and fake device with up to `depth` steps in flight, driven turn by turn."""
+
+    def __init__(self, info, config: SchedulerConfig, cache: CacheConfig, depth: int) -> None:
+        waiting = PriorityQueue(30.0) if config.policy == "priority" else FcfsQueue()
+        self.scheduler = Scheduler(config, cache, info, waiting)
+        self.device = FakeDevice(info)
+        self.depth = depth
+        self.in_flight: deque = deque()
+        self.clients: dict[str, Client] = {}
+
+    def add(self, request: Request) -> None:
+        self.clients[request.request_id] = Client(request)
+        self.scheduler.add(request, seed=request.params.seed or 0)
+
+    def take(self, deltas) -> None:
+        for delta in deltas:
+            client = self.clients[delta.request_id]
+            assert delta.index not in client.reasons, "a delta after the last one"
+            client.tokens.setdefault(delta.index, []).extend(delta.token_ids)
+            if delta.finish_reason is not None:
+                client.reasons[delta.index] = delta.finish_reason
+
+    def turn(self) -> bool:
+        """Plan, run, commit; False when there was nothing to do."""
+        step = self.scheduler.schedule(0.0)
+        if step is not None:
+            assert step.plan.num_tokens <= self.scheduler.config.max_num_batched_tokens
+            assert len(set(step.plan.rows)) == len(step.plan.rows)
+            # the device runs in order, and may be a step ahead of what the scheduler knows
+            self.in_flight.append((step, self.device.run(step.plan)))
+        if len(self.in_flight) >= self.depth or (self.in_flight and step is None):
+            committed, result = self.in_flight.popleft()
+            self.take(self.scheduler.commit(committed, result))
+        elif step is None:
+            return False
+        self.scheduler.check()
+        return True
+
+    def finish(self, limit: int = 5000) -> None:
+        for _ in range(limit):
+            if not self.turn():
+                break
+        assert not self.scheduler.requests, "a request never ended"
+        pool = self.scheduler.kv_cache.pool
+        assert pool.num_free == pool.num_blocks
+        assert self.scheduler.num_admitted == self.scheduler.num_finished
+
+
+@st.composite
+def requests(draw, index: int) -> Request:
+    # few distinct prompts with common beginnings, so that prefix hits are frequent
+    base = draw(st.integers(0, 2))
+    length = draw(st.integers(1, 40))
+    token_ids = tuple((base * 7 + position) % VOCAB for position in range(length))
+    params = SamplingParams(
+        temperature=1.0,
+        seed=draw(st.integers(0, 2)),
+        n=draw(st.sampled_from([1, 1, 1, 2, 3])),
+        max_tokens=draw(st.integers(1, 20)),
+        min_tokens=0,
+        stop_token_ids=draw(st.sampled_from([(), (), (3, 9)])),
+        prompt_logprobs=draw(st.sampled_from([None, None, None, 1])),
+    )
+    namespace = draw(st.sampled_from([b"", b"", b"other"]))
+    return Request(
+        request_id=f"r{index}",
+        prompt=Prompt(token_ids),
+        params=params,
+        namespace=namespace,
+        priority=draw(st.integers(-2, 2)),
+        arrival_s=float(index),
+    )
+
+
+@st.composite
+def worlds(draw):
+    block_size = draw(st.sampled_from([1, 2, 4, 8]))
+    groups = tuple(KVGroup(name=f"g{index}") for index in range(draw(st.sampled_from([1, 1, 1, 2]))))
+    per_sequence = -(-64 // block_size) * len(groups)
+    info = fake_info(
+        num_blocks=per_sequence + draw(st.integers(0, per_sequence)),
+        block_size=block_size,
+        max_num_seqs=draw(st.integers(1, 6)),
+        max_model_len=64,
+        vocab_size=VOCAB,
+        kv_groups=groups,
+    )
+    config = SchedulerConfig(
+        policy=draw(st.sampled_from(["fcfs", "priority"])),
+        max_num_seqs=info.max_num_seqs,
+        max_num_batched_tokens=info.max_num_seqs + draw(st.integers(0, 40)),
+        watermark=draw(st.sampled_from([0.0, 0.1])),
+    )
+    cache = CacheConfig(block_size=block_size, enable_prefix_caching=draw(st.booleans()))
+    return info, config, cache, draw(st.integers(1, 3))
+
+
+def check_outputs(client: Client) -> None:
+    """What every client must have received, whatever the schedule."""
+    request = client.request
+    params = request.params
+    for index in range(params.n):
+        full = expected_tokens(list(request.prompt.token_ids), params.max_tokens, VOCAB, seed=params.seed + index)
+        stop = next((i for i, token in enumerate(full) if token in params.stop_token_ids), None)
+        expected = full if stop is None else full[: stop + 1]
+        got = client.tokens.get(index, [])
+        if client.is_aborted:
+            assert got == expected[: len(got)]
+            continue
+        assert got == expected
+        assert client.reasons[index] is (FinishReason.LENGTH if stop is None else FinishReason.STOP)
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(world=worlds(), data=st.data())
+def test_any_schedule_gives_the_same_tokens_and_loses_nothing(world, data):
+    drive = Drive(*world)
+    for index in range(data.draw(st.integers(1, 10))):
+        drive.add(data.draw(requests(index)))
+        for _ in range(data.draw(st.integers(0, 6))):
+            drive.turn()
+        if data.draw(st.integers(0, 5)) == 0:
+            victim = data.draw(st.sampled_from(sorted(drive.clients)))
+            if victim in drive.scheduler.requests:
+                drive.clients[victim].is_aborted = True
+                drive.scheduler.end_request(victim, FinishReason.ABORT)
+                drive.scheduler.check()
+    drive.finish()
+    for client in drive.clients.values():
+        check_outputs(client)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(world=worlds(), data=st.data())
+def test_a_failing_row_ends_alone(world, data):
+    drive = Drive(*world)
+    for index in range(data.draw(st.integers(2, 6))):
+        drive.add(data.draw(requests(index)))
+    drive.device.failing_requests = {"r0"}
+    drive.finish()
+    for request_id, client in drive.clients.items():
+        if request_id == "r0":
+            assert set(client.reasons.values()) == {FinishReason.ERROR}
+        else:
+            check_outputs(client)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(world=worlds(), data=st.data())
+def test_a_failing_step_ends_its_own_sequences_only(world, data):
+    drive = Drive(*world)
+    for index in range(data.draw(st.integers(2, 6))):
+        drive.add(data.draw(requests(index)))
+    for _ in range(data.draw(st.integers(0, 5))):
+        drive.turn()
+    step = drive.scheduler.schedule(0.0)
+    hit = set()
+    if step is not None:
+        drive.device.apply(step.plan)
+        hit = {sequence.request.request_id for sequence in step.sequences}
+        while drive.in_flight:
+            committed, result = drive.in_flight.popleft()
+            drive.take(drive.scheduler.commit(committed, result))
+        drive.take(drive.scheduler.fail(step, "boom"))
+        drive.scheduler.check()
+    drive.finish()
+    for request_id, client in drive.clients.items():
+        if request_id not in hit:
+            check_outputs(client)
+
+
+def test_the_pool_preempts_and_the_oldest_ends_first():
+    info = fake_info(num_blocks=20, block_size=4, max_num_seqs=4, max_model_len=64, vocab_size=VOCAB)
+    drive = Drive(
+        info, SchedulerConfig(max_num_seqs=4, max_num_batched_tokens=64, watermark=0), CacheConfig(block_size=4), 2
+    )
+    for index in range(4):
+        params = SamplingParams(max_tokens=30, seed=index)
+        drive.add(Request(request_id=f"r{index}", prompt=Prompt(tuple(range(index, index + 9))), params=params))
+    ended: list[str] = []
+    while drive.turn():
+        ended += [name for name, client in drive.clients.items() if client.reasons and name not in ended]
+    assert ended == ["r0", "r1", "r2", "r3"]
+    assert drive.scheduler.num_preemptions > 0
+    for client in drive.clients.values():
+        check_outputs(client)
+
+
+def test_siblings_share_the_prompt_they_have_in_common():
+    info = fake_info(num_blocks=64, block_size=4, max_num_seqs=8, max_model_len=64, vocab_size=VOCAB)
+    for enable in (True, False):
+        drive = Drive(info, SchedulerConfig(max_num_seqs=8), CacheConfig(block_size=4, enable_prefix_caching=enable), 2)
+        drive.add(Request(request_id="r", prompt=Prompt(tuple(range(33))), params=SamplingParams(n=4, max_tokens=2, seed=1)))
+        drive.finish()
+        check_outputs(drive.clients["r"])
+        assert drive.device.num_computed == 33 + 3 * (33 - 32) + 4 * 1
+
+
+def test_without_prefix_caching_requests_share_nothing():
+    info = fake_info(vocab_size=VOCAB)
+    drive = Drive(info, SchedulerConfig(max_num_seqs=8), CacheConfig(block_size=4, enable_prefix_caching=False), 1)
+    for index in range(2):
+        drive.add(
+            Request(request_id=f"r{index}", prompt=Prompt(tuple(range(32))), params=SamplingParams(max_tokens=1, seed=0))
+        )
+        drive.finish()
+    assert drive.device.num_computed == 64
+
+
+def test_namespaces_and_adapters_do_not_meet():
+    info = fake_info(vocab_size=VOCAB)
+    drive = Drive(info, SchedulerConfig(max_num_seqs=8), CacheConfig(block_size=4), 1)
+    prompt = Prompt(tuple(range(32)))
+    params = SamplingParams(max_tokens=1, seed=0)
+    for index, (namespace, adapter) in enumerate([(b"", None), (b"a", None), (b"", "a"), (b"", None)]):
+        drive.add(Request(request_id=f"r{index}", prompt=prompt, params=params, namespace=namespace, adapter=adapter))
+        drive.finish()
+    assert drive.device.num_computed == 3 * 32 + (32 - 28)

@@ -1,0 +1,168 @@
+"""A device made of dictionaries: it takes real plans, keeps a real paged KV pool, and tells when a plan is wrong."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Callable
+
+from llmd.engine.executor import ExecutorInfo, LoadProgress
+from llmd.engine.params import PoolingParams, SamplingParams
+from llmd.engine.step import StepPlan, StepResult, TokenLogprobs
+
+ROOT = b"root"
+
+
+def chain(previous: bytes, token_id: int) -> bytes:
+    """What the fake KV holds at a position: a hash of all tokens up to it."""
+    return hashlib.blake2b(previous + token_id.to_bytes(8, "little", signed=True), digest_size=12).digest()
+
+
+def next_token(kv: bytes, seed: int, vocab_size: int) -> int:
+    """The token that the fake model samples after a prefix."""
+    return (
+        int.from_bytes(hashlib.blake2b(kv + seed.to_bytes(16, "little", signed=True), digest_size=8).digest(), "little")
+        % vocab_size
+    )
+
+
+def expected_tokens(prompt: list[int], count: int, vocab_size: int, seed: int = 0) -> list[int]:
+    """What the fake model says to a prompt, computed without any cache."""
+    kv, tokens = ROOT, []
+    for token_id in prompt:
+        kv = chain(kv, token_id)
+    for _ in range(count):
+        tokens.append(next_token(kv, seed, vocab_size))
+        kv = chain(kv, tokens[-1])
+    return tokens
+
+
+class _Row:
+    def __init__(self, admit, num_groups: int) -> None:
+        self.admit = admit
+        self.token_ids = list(admit.token_ids)
+        self.tables: list[list[int]] = [[] for _ in range(num_groups)]
+
+
+class FakeDevice:
+    """Runs plans in the order given. Every read of the KV pool is checked against the row's own tokens, so a block that
+    was shared wrongly, freed too early or never computed fails the test at once. Seeds count only for non-greedy params."""
+
+    def __init__(self, info: ExecutorInfo) -> None:
+        self.info = info
+        self.rows: dict[int, _Row] = {}
+        self.kv: dict[tuple[int, int, int], bytes] = {}  # (group, block, offset) -> chain
+        self.num_computed = 0
+        self.failing_requests: set[str] = set()
+
+    def apply(self, plan: StepPlan) -> None:
+        """Release, admit and update the block tables."""
+        for row in plan.released:
+            del self.rows[row]
+        for admit in plan.admitted:
+            assert admit.row not in self.rows, "a row is given twice"
+            self.rows[admit.row] = _Row(admit, len(self.info.kv_groups))
+        for update in plan.block_updates:
+            table = self.rows[update.row].tables[update.group]
+            assert len(table) == update.first_index
+            table.extend(update.block_ids)
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Compute one plan."""
+        self.apply(plan)
+        tokens: list[int] = []
+        result = StepResult(step_id=plan.step_id, token_ids=tokens)
+        columns = zip(plan.rows, plan.starts, plan.counts, plan.num_logits, plan.samples, strict=True)
+        for row, start, count, num_logits, samples in columns:
+            self._compute(self.rows[row], row, start, count, num_logits, samples, result, tokens)
+        return result
+
+    def _compute(
+        self, row: _Row, index: int, start: int, count: int, num_logits: int, samples: bool, result, tokens
+    ) -> None:
+        assert len(row.token_ids) >= start + count, "a token is computed before it is known"
+        kv, chains = ROOT, []
+        for position, token_id in enumerate(row.token_ids[: start + count]):
+            kv = chain(kv, token_id)
+            chains.append(kv)
+            for group, table in enumerate(row.tables):
+                key = (group, table[position // self.info.block_size], position % self.info.block_size)
+                if position >= start:
+                    self.kv[key] = kv
+                else:
+                    assert self.kv.get(key) == kv, f"wrong KV at position {position} of {row.admit.request_id}"
+        self.num_computed += count
+        params = row.admit.params
+        if row.admit.request_id in self.failing_requests:
+            result.errors[index] = "NaN logits"
+        if isinstance(params, PoolingParams):
+            if start + count == row.admit.num_prompt_tokens:
+                result.pooled[index] = [float(byte) for byte in kv]
+            return
+        if params.prompt_logprobs is not None and num_logits and start < row.admit.num_prompt_tokens:
+            first = start + count - num_logits
+            follow = row.token_ids[first + 1 : min(start + count + 1, row.admit.num_prompt_tokens)]
+            result.prompt_logprobs[index] = [TokenLogprobs(token_id, -1.0, 1, (token_id,), (-1.0,)) for token_id in follow]
+        if samples:
+            assert start + count == len(row.token_ids), "a row samples before its end"
+            token_id = next_token(kv, 0 if params.is_greedy else row.admit.seed, self.info.vocab_size)
+            row.token_ids.append(token_id)
+            tokens.append(token_id)
+            if params.logprobs is not None:
+                result.logprobs[index] = [TokenLogprobs(token_id, -0.5, 1, (token_id,), (-0.5,))]
+
+
+def fake_info(**changes) -> ExecutorInfo:
+    """A small device."""
+    values = {"num_blocks": 64, "block_size": 4, "max_num_seqs": 8, "max_model_len": 128, "vocab_size": 1000}
+    return ExecutorInfo(**{**values, "device": "fake", **changes})
+
+
+class FakeExecutor:
+    """The real Executor Protocol over a FakeDevice; a step takes `step_s` seconds, one after the other."""
+
+    def __init__(self, info: ExecutorInfo | None = None, *, step_s: float = 0.0) -> None:
+        self.device = FakeDevice(info or fake_info())
+        self.step_s = step_s
+        self.fail_next: BaseException | None = None
+        self.num_outstanding = 0
+        self.max_outstanding = 0
+        self.stopped = False
+        self._last: asyncio.Future | None = None
+
+    async def start(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
+        """Ready at once, after one word of progress."""
+        report(LoadProgress("loading the fake", 0.5))
+        return self.device.info
+
+    def submit(self, plan: StepPlan, masks=None) -> Awaitable[StepResult]:
+        """Run the step after those before it."""
+        self.num_outstanding += 1
+        self.max_outstanding = max(self.max_outstanding, self.num_outstanding)
+        error, self.fail_next = self.fail_next, None
+        previous = self._last
+        self._last = asyncio.ensure_future(self._run(plan, previous, error))
+        return self._last
+
+    async def _run(self, plan: StepPlan, previous: asyncio.Future | None, error: BaseException | None) -> StepResult:
+        if previous is not None:
+            await asyncio.wait([previous])
+        await asyncio.sleep(self.step_s)
+        self.num_outstanding -= 1
+        if error is not None:
+            self.device.apply(plan)
+            raise error
+        return self.device.run(plan)
+
+    async def ping(self) -> float:
+        """Answered at once."""
+        return 0.0
+
+    async def stop(self) -> None:
+        """Nothing to free."""
+        self.stopped = True
+
+
+def greedy(**changes) -> SamplingParams:
+    """Greedy sampling parameters."""
+    return SamplingParams(**{"temperature": 0.0, **changes})
