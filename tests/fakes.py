@@ -18,23 +18,82 @@ def chain(previous: bytes, token_id: int) -> bytes:
     return hashlib.blake2b(previous + token_id.to_bytes(8, "little", signed=True), digest_size=12).digest()
 
 
-def next_token(kv: bytes, seed: int, vocab_size: int) -> int:
-    """The token that the fake model samples after a prefix."""
-    return (
-        int.from_bytes(hashlib.blake2b(kv + seed.to_bytes(16, "little", signed=True), digest_size=8).digest(), "little")
-        % vocab_size
-    )
+def next_token(kv: bytes, seed: int, vocab_size: int, allowed: Callable[[int], bool] = lambda token_id: True) -> int:
+    """The token that the fake model samples after a prefix: the first allowed one from a hashed place on."""
+    digest = hashlib.blake2b(kv + seed.to_bytes(16, "little", signed=True), digest_size=8).digest()
+    first = int.from_bytes(digest, "little")
+    return next(token for token in ((first + step) % vocab_size for step in range(vocab_size)) if allowed(token))
 
 
-def expected_tokens(prompt: list[int], count: int, vocab_size: int, seed: int = 0) -> list[int]:
-    """What the fake model says to a prompt, computed without any cache."""
+def expected_tokens(prompt: list[int], count: int, vocab_size: int, seed: int = 0, matcher=None) -> list[int]:
+    """What the fake model says to a prompt, computed without any cache, a token at a time."""
     kv, tokens = ROOT, []
     for token_id in prompt:
         kv = chain(kv, token_id)
-    for _ in range(count):
-        tokens.append(next_token(kv, seed, vocab_size))
+    while len(tokens) < count and not (matcher and matcher.finished):
+        tokens.append(next_token(kv, seed, vocab_size, matcher.allows if matcher else lambda token_id: True))
         kv = chain(kv, tokens[-1])
+        if matcher:
+            assert matcher.accept(tokens[-1:])
     return tokens
+
+
+class FakeGrammar:
+    """A constraint over small vocabularies whose choices hang on all tokens so far: often just one may follow."""
+
+    def __init__(self, vocab_size: int, salt: int = 0) -> None:
+        self.vocab_size, self.salt = vocab_size, salt
+
+    def matcher(self) -> FakeMatcher:
+        """Start."""
+        return FakeMatcher(self)
+
+
+class FakeMatcher:
+    """Allows one token in two of three states, else half of them; ends in one state of sixteen."""
+
+    def __init__(self, grammar: FakeGrammar) -> None:
+        self.grammar = grammar
+        self.state = chain(ROOT, grammar.salt)
+        self.has_begun = False
+
+    def allows(self, token_id: int) -> bool:
+        """Whether a token may follow."""
+        if self.state[0] % 3:
+            return token_id == self.state[1] % self.grammar.vocab_size
+        return bool(hashlib.blake2b(self.state + bytes([token_id % 256]), digest_size=1).digest()[0] % 2) or token_id == 0
+
+    def accept(self, token_ids) -> bool:
+        """Advance."""
+        for token_id in token_ids:
+            if self.finished or not self.allows(token_id):
+                return False
+            self.state = chain(self.state, token_id)
+            self.has_begun = True
+        return True
+
+    def fill(self, mask_row) -> None:
+        """Bits of what may follow."""
+        assert not self.finished
+        mask_row[:] = 0
+        words = mask_row.view("uint32")
+        for token_id in range(self.grammar.vocab_size):
+            if self.allows(token_id):
+                words[token_id // 32] |= 1 << (token_id % 32)
+
+    def forced(self) -> list[int]:
+        """As long as there is no choice."""
+        ahead, tokens = FakeMatcher(self.grammar), []
+        ahead.state, ahead.has_begun = self.state, self.has_begun
+        while not ahead.finished and ahead.state[0] % 3 and len(tokens) < 9:
+            tokens.append(ahead.state[1] % self.grammar.vocab_size)
+            ahead.accept(tokens[-1:])
+        return tokens
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow."""
+        return self.has_begun and self.state[2] % 16 == 0
 
 
 class _Row:
@@ -54,6 +113,7 @@ class FakeDevice:
         self.kv: dict[tuple[int, int, int], bytes] = {}  # (group, block, offset) -> chain
         self.num_computed = 0
         self.failing_requests: set[str] = set()
+        self.masks: dict = {}  # by row, of the plan being computed
 
     def apply(self, plan: StepPlan) -> None:
         """Release, admit and update the block tables."""
@@ -67,9 +127,15 @@ class FakeDevice:
             assert len(table) == update.first_index
             table.extend(update.block_ids)
 
-    def run(self, plan: StepPlan) -> StepResult:
+        for update in plan.token_updates:
+            token_ids = self.rows[update.row].token_ids
+            assert len(token_ids) >= update.first_position
+            token_ids[update.first_position :] = update.token_ids
+
+    def run(self, plan: StepPlan, bitmask=None) -> StepResult:
         """Compute one plan."""
         self.apply(plan)
+        self.masks = {plan.rows[index]: bitmask[nth].view("uint32") for nth, index in enumerate(plan.masked)}
         tokens: list[int] = []
         result = StepResult(step_id=plan.step_id, token_ids=tokens)
         columns = zip(plan.rows, plan.starts, plan.counts, plan.num_logits, plan.samples, strict=True)
@@ -105,7 +171,9 @@ class FakeDevice:
             result.prompt_logprobs[index] = [TokenLogprobs(token_id, -1.0, 1, (token_id,), (-1.0,)) for token_id in follow]
         if samples:
             assert start + count == len(row.token_ids), "a row samples before its end"
-            token_id = next_token(kv, 0 if params.is_greedy else row.admit.seed, self.info.vocab_size)
+            mask = self.masks.get(index)
+            allowed = (lambda token: True) if mask is None else (lambda token: bool(mask[token // 32] >> (token % 32) & 1))
+            token_id = next_token(kv, 0 if params.is_greedy else row.admit.seed, self.info.vocab_size, allowed)
             row.token_ids.append(token_id)
             tokens.append(token_id)
             if params.logprobs is not None:
@@ -141,10 +209,10 @@ class FakeExecutor:
         self.max_outstanding = max(self.max_outstanding, self.num_outstanding)
         error, self.fail_next = self.fail_next, None
         previous = self._last
-        self._last = asyncio.ensure_future(self._run(plan, previous, error))
+        self._last = asyncio.ensure_future(self._run(plan, masks, previous, error))
         return self._last
 
-    async def _run(self, plan: StepPlan, previous: asyncio.Future | None, error: BaseException | None) -> StepResult:
+    async def _run(self, plan: StepPlan, masks, previous: asyncio.Future | None, error: BaseException | None) -> StepResult:
         if previous is not None:
             await asyncio.wait([previous])
         await asyncio.sleep(self.step_s)
@@ -152,7 +220,7 @@ class FakeExecutor:
         if error is not None:
             self.device.apply(plan)
             raise error
-        return self.device.run(plan)
+        return self.device.run(plan, None if masks is None else await asyncio.wrap_future(masks))
 
     async def ping(self) -> float:
         """Answered at once."""

@@ -8,11 +8,13 @@ import random
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import NamedTuple
 
 from llmd.config import CacheConfig, SchedulerConfig
 from llmd.engine.executor import Executor, ExecutorInfo, LoadProgress
+from llmd.engine.grammar import MaskJob
 from llmd.engine.params import SamplingParams
 from llmd.engine.queue import WaitingQueue
 from llmd.engine.request import Request
@@ -53,6 +55,7 @@ class EngineStats:
 class _InFlight(NamedTuple):
     step: Step
     result: Awaitable[StepResult]
+    masks: MaskJob | None
 
 
 class Engine:
@@ -84,6 +87,9 @@ class Engine:
         self._work = asyncio.Event()  # something to schedule may have come
         self._drained = asyncio.Event()
         self._is_accepting = False
+        self._pool = ThreadPoolExecutor(
+            max_workers=1, thread_name_prefix="llmd-masks"
+        )  # its thread starts with the first mask
         self._in_flight: deque[_InFlight] = deque()
         self._deltas: list[SequenceDelta] = []  # committed and not yet published
         self._num_steps = 0
@@ -127,6 +133,7 @@ class Engine:
         await asyncio.gather(*(flight.result for flight in self._in_flight), return_exceptions=True)
         self._in_flight.clear()
         await self.executor.stop()
+        self._pool.shutdown(wait=False)
 
     # --- requests
 
@@ -208,12 +215,29 @@ class Engine:
         """One step planned and submitted, the text of one made, the result of one taken."""
         step = self._schedule()
         if step is not None:
-            self._in_flight.append(_InFlight(step, self.executor.submit(step.plan)))
+            self._submit(step)
         self._publish_deltas()
         if len(self._in_flight) >= MAX_STEPS_IN_FLIGHT or (self._in_flight and step is None):
             await self._commit_oldest()
         elif not self._in_flight:
             await self._idle()
+
+    def _submit(self, step: Step) -> None:
+        masks = MaskJob(self.info.vocab_size) if step.plan.masked else None
+        result = self.executor.submit(step.plan, masks.bitmask if masks else None)
+        self._in_flight.append(_InFlight(step, result, masks))
+        self._fill_masks()
+
+    def _fill_masks(self) -> None:
+        """Start on the masks of the oldest step in flight: every token before it is known now."""
+        step, _, masks = self._in_flight[0] if self._in_flight else (None, None, None)
+        if step is None or masks is None or masks.is_started:
+            return
+        masks.is_started = True
+        sequences = [step.sequences[index] for index in step.plan.masked]
+        self._pool.submit(
+            masks.fill, [None if entry.is_finished or entry.num_stale else entry.matcher for entry in sequences]
+        )
 
     def _schedule(self) -> Step | None:
         began = time.perf_counter()
@@ -232,7 +256,7 @@ class Engine:
         self._times["publish"] += time.perf_counter() - began
 
     async def _commit_oldest(self) -> None:
-        step, pending = self._in_flight.popleft()
+        step, pending, masks = self._in_flight[0]
         began = time.perf_counter()
         try:
             result = await pending
@@ -240,12 +264,18 @@ class Engine:
             raise
         except Exception as error:  # StepFailed, or what an executor should have made one: this step's sequences end
             log.exception("step %d failed", step.plan.step_id)
+            self._in_flight.popleft()
             self._deltas += self._scheduler.fail(step, f"{type(error).__name__}: the step failed")
+            self._fill_masks()
             return
+        self._in_flight.popleft()
         done = time.perf_counter()
         self._times["wait"] += done - began
+        for index, message in masks.errors.items() if masks else ():
+            result.errors[step.plan.rows[step.plan.masked[index]]] = message
         deltas = self._scheduler.commit(step, result)
         self._deltas += deltas
+        self._fill_masks()
         self._num_output_tokens += sum(len(delta.token_ids) for delta in deltas)
         self._count(step, done - began)
         self._times["commit"] += time.perf_counter() - done

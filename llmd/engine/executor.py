@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from llmd.engine.step import StepPlan, StepResult
+
+if TYPE_CHECKING:
+    from llmd.engine.grammar import Bitmask
 
 
 class LoadProgress(NamedTuple):
@@ -49,9 +53,11 @@ class Executor(Protocol):
     async def start(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
         """Load the model, size the KV pool, warm up. `report` is called on the loop thread."""
 
-    def submit(self, plan: StepPlan, masks: Any = None) -> Awaitable[StepResult]:
+    def submit(self, plan: StepPlan, masks: Future[Bitmask] | None = None) -> Awaitable[StepResult]:
         """Queue one step and return at once; steps run in the order given, at most two outstanding.
 
+        `masks`, given where plan.masked is not empty, is waited for after the forward and before sampling: one row of
+        32-bit words for each index of plan.masked, bit set = token allowed.
         The awaitable raises StepFailed (this step only; what its plan released, admitted and updated is done all the
         same) or EngineFailure (the device is gone).
         """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
+from llmd.engine.grammar import CompiledGrammar
 from llmd.engine.params import PoolingParams, SamplingParams
 
 
@@ -38,6 +39,7 @@ class Request:
     params: SamplingParams | PoolingParams
     eos_token_ids: tuple[int, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()  # params.bad_words in token ids, by the text layer
+    grammar: CompiledGrammar | None = None  # what the output must follow
     adapter: str | None = None
     namespace: bytes = b""  # separates prefix caches: adapter, cache salt, API key
     key: str = ""  # who asks; fairness and usage are counted by it

@@ -17,12 +17,22 @@ from typing import NamedTuple
 
 from llmd.config import CacheConfig, SchedulerConfig
 from llmd.engine.executor import ExecutorInfo
+from llmd.engine.grammar import GrammarMatcher
 from llmd.engine.kv_cache import KVCacheManager
 from llmd.engine.params import PoolingParams, SamplingParams
+from llmd.engine.planning import PlanDraft
 from llmd.engine.queue import WaitingQueue
 from llmd.engine.request import Request
 from llmd.engine.sequence import Sequence, SequenceState
-from llmd.engine.step import BlockUpdate, FinishReason, RowAdmit, SequenceDelta, StepPlan, StepResult
+from llmd.engine.step import (
+    BlockUpdate,
+    FinishReason,
+    RowAdmit,
+    SequenceDelta,
+    StepPlan,
+    StepResult,
+    TokenUpdate,
+)
 
 _by_order = attrgetter("order")
 
@@ -54,6 +64,8 @@ class Scheduler:
         self._num_spare = int(config.watermark * info.num_blocks)
         self._free_rows = list(range(info.max_num_seqs - 1, -1, -1))
         self._released: list[int] = []  # rows that the next plan tells the executor to release, before it admits
+        self._token_updates: list[TokenUpdate] = []  # forced tokens that the next plan tells the executor
+        self._num_constrained = 0  # live sequences that follow a grammar
         self._deadlines: list[tuple[float, str]] = []  # a heap
         self._seq_ids = itertools.count()
         self._step_ids = itertools.count()
@@ -70,6 +82,7 @@ class Scheduler:
             sequence.leader = sequences[0] if sequences else None
             sequences.append(sequence)
             self.waiting.push(sequence)
+        self._num_constrained += len(sequences) if request.grammar is not None else 0
         self.num_waiting_tokens += len(request.prompt) * len(sequences)
         self.num_admitted += len(sequences)
         self.requests[request.request_id] = sequences
@@ -89,7 +102,7 @@ class Scheduler:
         live = [sequence for sequence in self.requests.get(request_id, ()) if not sequence.is_finished]
         for sequence in live:
             self.end(sequence, reason, error)
-        return [_last_delta(sequence) for sequence in live]
+        return [_delta(sequence) for sequence in live]
 
     def end(self, sequence: Sequence, reason: FinishReason, error: str | None = None) -> None:
         """Finish one sequence and take back its row and blocks. Steps in flight for it are computed in vain."""
@@ -100,6 +113,7 @@ class Scheduler:
         sequence.state = SequenceState.FINISHED
         sequence.finish_reason, sequence.error = reason, error
         self.num_finished += 1
+        self._num_constrained -= sequence.matcher is not None
         siblings = self.requests[sequence.request.request_id]
         if len(siblings) == 1 or all(sibling.is_finished for sibling in siblings):
             del self.requests[sequence.request.request_id]
@@ -110,6 +124,8 @@ class Scheduler:
         self.kv_cache.release(sequence)
         self._free_rows.append(sequence.row)
         self._released.append(sequence.row)
+        if self._token_updates:
+            self._token_updates = [update for update in self._token_updates if update.row != sequence.row]
         sequence.row = None
 
     def _leave_queue(self, sequence: Sequence) -> None:
@@ -120,19 +136,20 @@ class Scheduler:
 
     def schedule(self, now_s: float) -> Step | None:
         """Plan the next step and count it as computed; None when there is nothing to do until a step in flight ends."""
-        draft = _Draft(self.config.max_num_batched_tokens)
+        draft = PlanDraft(self.config.max_num_batched_tokens)
         prompts = self._schedule_decodes(draft)
         for sequence in prompts:
-            if sequence.state is SequenceState.RUNNING and draft.budget:
+            if sequence.state is SequenceState.RUNNING and draft.budget and self._has_blocks(sequence, draft):
                 draft.compute(sequence, min(sequence.num_tokens - sequence.num_computed_tokens, draft.budget))
         if self._free_rows and draft.budget and len(self.waiting) and not draft.has_preempted:
             self._admit(draft, now_s)
         if not draft.rows:
             return None
-        released, self._released = self._released, []
-        return Step(draft.plan(next(self._step_ids), released), draft.sequences, draft.num_decodes)
+        plan = draft.plan(next(self._step_ids), self._released, self._token_updates, with_masks=self._num_constrained > 0)
+        self._released, self._token_updates = [], []
+        return Step(plan, draft.sequences, draft.num_decodes)
 
-    def _schedule_decodes(self, draft: _Draft) -> list[Sequence]:
+    def _schedule_decodes(self, draft: PlanDraft) -> list[Sequence]:
         """Give a token to each running sequence that lacks just one; return those that lack more.
 
         The loop that runs for every row of every step: it calls nothing for a row that stays in its last block.
@@ -167,7 +184,7 @@ class Scheduler:
         draft.num_decodes = len(rows)
         return prompts
 
-    def _grow(self, sequence: Sequence, draft: _Draft) -> bool:
+    def _grow(self, sequence: Sequence, draft: PlanDraft) -> bool:
         """One more block for a running sequence, preempting from the tail; False when it had to go itself."""
         while (block_ids := self.kv_cache.grow(sequence)) is None:
             victim = self.running[-1]
@@ -181,6 +198,18 @@ class Scheduler:
             draft.block_updates.append(BlockUpdate(sequence.row, group, last, (block_id,)))
         return True
 
+    def _has_blocks(self, sequence: Sequence, draft: PlanDraft) -> bool:
+        """Whether all its known tokens have blocks, taking more where a grammar has forced tokens.
+
+        Rows of the draft are not preempted: beside them it waits until they have gone on.
+        """
+        while len(sequence.block_ids[0]) * self.info.block_size < sequence.num_tokens:
+            if draft.rows and self.kv_cache.pool.num_free < self.kv_cache.num_groups:
+                return False
+            if not self._grow(sequence, draft):
+                return False
+        return True
+
     def _preempt(self, sequence: Sequence) -> None:
         """Take row and blocks back; what it computed is recomputed, or found again in the prefix cache."""
         self._leave_row(sequence)
@@ -191,7 +220,7 @@ class Scheduler:
         self.waiting.push_front(sequence)
         self.num_waiting_tokens += len(sequence.token_ids)
 
-    def _admit(self, draft: _Draft, now_s: float) -> None:
+    def _admit(self, draft: PlanDraft, now_s: float) -> None:
         """Give rows to waiting sequences in the queue's order, as far as rows, blocks and budget go."""
         for sequence in self.waiting.ordered(now_s):
             if not (self._free_rows and draft.budget):
@@ -204,7 +233,7 @@ class Scheduler:
             self._enter_row(sequence, self._free_rows.pop(), draft, now_s)
             draft.compute(sequence, min(sequence.num_tokens - sequence.num_computed_tokens, draft.budget))
 
-    def _enter_row(self, sequence: Sequence, row: int, draft: _Draft, now_s: float) -> None:
+    def _enter_row(self, sequence: Sequence, row: int, draft: PlanDraft, now_s: float) -> None:
         self._leave_queue(sequence)
         if sequence.first_scheduled_s is None:
             sequence.first_scheduled_s = now_s
@@ -249,7 +278,7 @@ class Scheduler:
             end = start + count
             if end // block_size > sequence.num_registered_blocks and sequence.state is SequenceState.RUNNING:
                 self._register(sequence, row, end, result)
-            if plain and samples and sequence.num_output_tokens:
+            if plain and samples and sequence.matcher is None and sequence.num_output_tokens:
                 if ended := self._append(sequence, token_id):
                     deltas.append(ended)
                 else:
@@ -259,7 +288,7 @@ class Scheduler:
         return deltas
 
     def _register(self, sequence: Sequence, row: int, end: int, result: StepResult) -> None:
-        if row not in result.errors:
+        if row not in result.errors and not sequence.num_stale:
             self.kv_cache.register(sequence, end)
 
     def _append(self, sequence: Sequence, token_id: int) -> SequenceDelta | None:
@@ -275,7 +304,47 @@ class Scheduler:
             self.end(sequence, FinishReason.LENGTH)
         else:
             return None
-        return _last_delta(sequence, (token_id,))
+        return _delta(sequence, (token_id,))
+
+    def _append_constrained(self, sequence: Sequence, token_id: int) -> tuple[int, ...]:
+        """Append a sampled token and those that the sequence's grammar then forces; the tokens appended."""
+        matcher = sequence.matcher
+        if self._append(sequence, token_id) or matcher is None:
+            return (token_id,)
+        if not matcher.accept((token_id,)):
+            self.end(sequence, FinishReason.ERROR, "the sampled token does not follow the grammar")
+            return ()
+        if matcher.finished:
+            self.end(sequence, FinishReason.STOP)
+            return (token_id,)
+        return (token_id, *self._force(sequence, matcher))
+
+    def _force(self, sequence: Sequence, matcher: GrammarMatcher) -> list[int]:
+        """Append the tokens that leave no choice, to be computed as one chunk instead of a step each.
+
+        What steps in flight sample for those positions is dropped. Logprobs are of sampled tokens: who asks for them
+        gets every token sampled.
+        """
+        params = sequence.request.params
+        if isinstance(params, SamplingParams) and params.logprobs is not None:
+            return []
+        first = len(sequence.token_ids)
+        forced, reason = _until_end(sequence, matcher.forced())
+        if not forced or not matcher.accept(forced):
+            return []
+        sequence.num_stale += sequence.num_tokens - first
+        sequence.num_computed_tokens = min(sequence.num_computed_tokens, first)
+        sequence.token_ids.extend(forced)
+        sequence.num_tokens = len(sequence.token_ids)
+        if sequence.state is SequenceState.PREEMPTED:
+            self.num_waiting_tokens += len(forced)
+        else:
+            assert sequence.row is not None
+            self._token_updates.append(TokenUpdate(sequence.row, first, tuple(forced)))
+        reason = FinishReason.STOP if matcher.finished else reason
+        if reason is not None:
+            self.end(sequence, reason)
+        return forced
 
     def _commit_row(
         self, sequence: Sequence, row: int, token_id: int | None, end: int, result: StepResult
@@ -283,7 +352,10 @@ class Scheduler:
         """The full road of one row: first tokens, logprobs, vectors and errors."""
         if row in result.errors:
             self.end(sequence, FinishReason.ERROR, result.errors[row])
-            return _last_delta(sequence)
+            return _delta(sequence)
+        if sequence.num_stale:
+            sequence.num_stale -= 1
+            return None
         is_first = token_id is not None and sequence.num_output_tokens == 0
         prompt_logprobs = result.prompt_logprobs.get(row)
         if row in result.pooled:
@@ -292,11 +364,8 @@ class Scheduler:
             if prompt_logprobs is None:
                 return None
             return SequenceDelta(sequence.request.request_id, sequence.index, prompt_logprobs=prompt_logprobs)
-        delta = self._append(sequence, token_id) if token_id is not None else _last_delta(sequence)
-        delta = delta or SequenceDelta(
-            sequence.request.request_id, sequence.index, (token_id,) if token_id is not None else ()
-        )
-        return delta._replace(
+        tokens = () if token_id is None else self._append_constrained(sequence, token_id)
+        return _delta(sequence, tokens)._replace(
             logprobs=result.logprobs.get(row),
             prompt_logprobs=prompt_logprobs,
             pooled=result.pooled.get(row),
@@ -311,7 +380,7 @@ class Scheduler:
             sequence.num_in_flight -= 1
             if not sequence.is_finished:
                 self.end(sequence, FinishReason.ERROR, error)
-                deltas.append(_last_delta(sequence))
+                deltas.append(_delta(sequence))
         return deltas
 
     def check(self) -> None:
@@ -327,65 +396,6 @@ class Scheduler:
         assert self.num_admitted == self.num_finished + live
 
 
-class _Draft:
-    """A plan being written: columns for decodes are appended in the scheduler's inner loop, the rest by `compute`."""
-
-    def __init__(self, budget: int) -> None:
-        self.budget = budget
-        self.has_preempted = False
-        self.num_decodes = 0  # the first so many rows: one token each, sampled
-        self.rows: list[int] = []
-        self.starts: list[int] = []
-        self.counts: list[int] = []  # of the rows after the decodes
-        self.num_logits: list[int] = []
-        self.samples: list[bool] = []
-        self.sequences: list[Sequence] = []
-        self.admitted: list[RowAdmit] = []
-        self.block_updates: list[BlockUpdate] = []
-
-    def compute(self, sequence: Sequence, count: int) -> None:
-        """Let `count` tokens of a sequence be computed; it samples if that reaches the last one it knows."""
-        assert sequence.row is not None
-        start = sequence.num_computed_tokens
-        is_last = start + count == sequence.num_tokens
-        self.budget -= count
-        self.rows.append(sequence.row)
-        self.starts.append(start)
-        self.counts.append(count)
-        self.num_logits.append(_wanted_logits(sequence, start, count, is_last))
-        self.samples.append(is_last and sequence.samples)
-        self.sequences.append(sequence)
-        sequence.num_computed_tokens = start + count
-        sequence.num_scored_tokens = max(sequence.num_scored_tokens, start + count)
-        sequence.num_in_flight += 1
-        if is_last and sequence.samples:
-            sequence.num_tokens += 1
-
-    def plan(self, step_id: int, released: list[int]) -> StepPlan:
-        """The frozen plan."""
-        ones = [1] * self.num_decodes
-        return StepPlan(
-            step_id=step_id,
-            released=released,
-            admitted=self.admitted,
-            block_updates=self.block_updates,
-            rows=self.rows,
-            starts=self.starts,
-            counts=ones + self.counts,
-            num_logits=ones + self.num_logits,
-            samples=[True] * self.num_decodes + self.samples,
-        )
-
-
-def _wanted_logits(sequence: Sequence, start: int, count: int, is_last: bool) -> int:
-    """How many of the chunk's last positions want logits: one to sample, and those of the prompt not yet scored."""
-    params = sequence.request.params
-    wanted = int(is_last and sequence.samples)
-    if isinstance(params, SamplingParams) and params.prompt_logprobs is not None and start < sequence.num_prompt_tokens:
-        wanted = max(wanted, start + count - max(start, sequence.num_scored_tokens))
-    return wanted
-
-
 def _may_use_cache(sequence: Sequence) -> bool:
     """A cached prefix has no logits and no hidden states: who wants those of the prompt computes it all."""
     params = sequence.request.params
@@ -399,7 +409,7 @@ def _queue_s(sequence: Sequence) -> float:
     return max(0.0, sequence.first_scheduled_s - sequence.request.arrival_s)
 
 
-def _last_delta(sequence: Sequence, token_ids: tuple[int, ...] = ()) -> SequenceDelta:
+def _delta(sequence: Sequence, token_ids: tuple[int, ...] = ()) -> SequenceDelta:
     params = sequence.request.params
     stop_token_id = None
     if token_ids and sequence.finish_reason is FinishReason.STOP and isinstance(params, SamplingParams):
@@ -413,3 +423,14 @@ def _last_delta(sequence: Sequence, token_ids: tuple[int, ...] = ()) -> Sequence
         error=sequence.error,
         num_cached_tokens=sequence.num_cached_tokens,
     )
+
+
+def _until_end(sequence: Sequence, forced: list[int]) -> tuple[list[int], FinishReason | None]:
+    """Forced tokens up to a stop token or the sequence's limit, and the reason if they end it."""
+    first = len(sequence.token_ids)
+    for count, token_id in enumerate(forced, start=1):
+        if token_id in sequence.stop_ids and first + count >= sequence.min_length:
+            return forced[:count], FinishReason.STOP
+        if first + count >= sequence.limit:
+            return forced[:count], FinishReason.LENGTH
+    return forced, None

@@ -33,6 +33,7 @@ class Sequence:
         "index",
         "leader",
         "limit",
+        "matcher",
         "max_computed",
         "min_length",
         "num_cached_tokens",
@@ -42,6 +43,7 @@ class Sequence:
         "num_prompt_tokens",
         "num_registered_blocks",
         "num_scored_tokens",
+        "num_stale",
         "num_tokens",
         "order",
         "prefix_hashes",
@@ -82,6 +84,8 @@ class Sequence:
         self.num_registered_blocks = 0
         self.num_cached_tokens = 0
         self.num_scored_tokens = 0  # prompt positions whose logits were asked for; a recomputation does not ask again
+        self.matcher = request.grammar.matcher() if request.grammar is not None else None
+        self.num_stale = 0  # samples in flight for positions whose tokens have been forced meanwhile: dropped
         self.num_preemptions = 0
         self.first_scheduled_s: float | None = None
         self.finish_reason: FinishReason | None = None
@@ -92,6 +96,8 @@ class Sequence:
         self.limit = min(room, max_model_len)
         self.min_length = self.num_prompt_tokens + params.min_tokens
         eos = () if params.ignore_eos else self.request.eos_token_ids
+        if self.request.grammar is not None:
+            eos = self.request.eos_token_ids  # a grammar that has ended allows nothing else
         self.stop_ids = frozenset(eos) | frozenset(params.stop_token_ids)
 
     @property

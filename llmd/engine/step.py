@@ -51,9 +51,17 @@ class BlockUpdate(NamedTuple):
     block_ids: Seq[int]
 
 
+class TokenUpdate(NamedTuple):
+    """Tokens of `row` from `first_position` on that are known without having been sampled (a grammar forces them)."""
+
+    row: int
+    first_position: int
+    token_ids: Seq[int]
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """One step: in this order rows are released, admitted, given blocks, and computed.
+    """One step: in this order rows are released, admitted, given blocks and tokens, and computed.
 
     A scheduled row computes `counts[i]` tokens of row `rows[i]` at positions from `starts[i]` on. The token at a position
     that no one has told yet is the one the executor itself sampled last for that row. `num_logits[i]` of the last
@@ -64,11 +72,13 @@ class StepPlan:
     released: Seq[int] = ()
     admitted: Seq[RowAdmit] = ()
     block_updates: Seq[BlockUpdate] = ()
+    token_updates: Seq[TokenUpdate] = ()
     rows: Seq[int] = ()
     starts: Seq[int] = ()
     counts: Seq[int] = ()
     num_logits: Seq[int] = ()
     samples: Seq[bool] = ()
+    masked: Seq[int] = ()  # indices into `rows`: those whose sample a grammar constrains, in the order of the masks
 
     @property
     def num_tokens(self) -> int:

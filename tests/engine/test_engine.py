@@ -7,7 +7,7 @@ import contextlib
 import time
 
 import pytest
-from fakes import FakeExecutor, expected_tokens, fake_info, greedy
+from fakes import FakeExecutor, FakeGrammar, FakeMatcher, expected_tokens, fake_info, greedy
 
 from llmd.config import CacheConfig, SchedulerConfig
 from llmd.engine.engine import Engine
@@ -248,3 +248,46 @@ async def test_seeds_make_requests_repeatable_and_their_sequences_different():
         assert sink.tokens("a", 0) == sink.tokens("b", 0)
         assert sink.tokens("a", 1) == sink.tokens("b", 1) == expected_tokens([1, 2, 3, 4, 5], 4, 1000, seed=6)
         assert sink.tokens("a", 0) != sink.tokens("a", 1)
+
+
+async def test_grammars_constrain_their_own_rows_and_force_without_a_step_each():
+    async with running(FakeExecutor(step_s=0.001)) as (engine, sink, executor):
+        grammar = FakeGrammar(1000, salt=2)
+        engine.add(request("free", sampling={"max_tokens": 30}))
+        engine.add(request("bound", sampling={"max_tokens": 30}, grammar=grammar))
+        engine.add(request("scored", sampling={"max_tokens": 30, "logprobs": 0}, grammar=grammar))
+        for name in ("free", "bound", "scored"):
+            await sink.end(name)
+        prompt = [1, 2, 3, 4, 5]
+        assert sink.tokens("free") == expected_tokens(prompt, 30, 1000)
+        assert sink.tokens("bound") == sink.tokens("scored") == expected_tokens(prompt, 30, 1000, 0, grammar.matcher())
+        assert len(sink.deltas["bound"]) < len(sink.deltas["scored"]) == len(sink.tokens("scored"))
+        assert executor.max_outstanding == 2
+
+
+class BrokenGrammar(FakeGrammar):
+    """Its masks raise after a while."""
+
+    def matcher(self):
+        matcher = FakeMatcher(self)
+        fill, calls = matcher.fill, []
+
+        def fill_some(mask_row):
+            calls.append(1)
+            if len(calls) > 2:
+                raise ValueError("broken")
+            fill(mask_row)
+
+        matcher.fill = fill_some
+        matcher.forced = list
+        return matcher
+
+
+async def test_a_grammar_that_raises_ends_its_own_request_only():
+    async with running() as (engine, sink, _):
+        engine.add(request("broken", sampling={"max_tokens": 30}, grammar=BrokenGrammar(1000, salt=2)))
+        engine.add(request("free", sampling={"max_tokens": 30}))
+        assert await sink.end("broken") == [FinishReason.ERROR]
+        assert sink.deltas["broken"][-1].error == "the grammar failed: ValueError"
+        assert await sink.end("free") == [FinishReason.LENGTH]
+        assert sink.tokens("free") == expected_tokens([1, 2, 3, 4, 5], 30, 1000)

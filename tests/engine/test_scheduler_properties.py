@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
-from fakes import FakeDevice, expected_tokens, fake_info
+from fakes import FakeDevice, FakeGrammar, expected_tokens, fake_info
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmd.config import CacheConfig, SchedulerConfig
 from llmd.engine.executor import KVGroup
+from llmd.engine.grammar import MaskJob
 from llmd.engine.params import SamplingParams
 from llmd.engine.request import Prompt, Request
 from llmd.engine.scheduler import Scheduler
@@ -60,8 +61,8 @@ class Drive:
         if step is not None:
             assert step.plan.num_tokens <= self.scheduler.config.max_num_batched_tokens
             assert len(set(step.plan.rows)) == len(step.plan.rows)
-            # the device runs in order, and may be a step ahead of what the scheduler knows
-            self.in_flight.append((step, self.device.run(step.plan)))
+            self.in_flight.append([step, None])
+        self.run_first()  # a step runs when the one before it is committed: its masks need all tokens before it
         if len(self.in_flight) >= self.depth or (self.in_flight and step is None):
             committed, result = self.in_flight.popleft()
             self.take(self.scheduler.commit(committed, result))
@@ -69,6 +70,16 @@ class Drive:
             return False
         self.scheduler.check()
         return True
+
+    def run_first(self) -> None:
+        """Let the device compute the oldest step, unless it has."""
+        if self.in_flight and self.in_flight[0][1] is None:
+            step = self.in_flight[0][0]
+            masks = MaskJob(self.scheduler.info.vocab_size)
+            sequences = [step.sequences[index] for index in step.plan.masked]
+            masks.fill([None if entry.is_finished or entry.num_stale else entry.matcher for entry in sequences])
+            assert not masks.errors
+            self.in_flight[0][1] = self.device.run(step.plan, masks.bitmask.result())
 
     def finish(self, limit: int = 5000) -> None:
         for _ in range(limit):
@@ -100,6 +111,7 @@ def requests(draw, index: int) -> Request:
         request_id=f"r{index}",
         prompt=Prompt(token_ids),
         params=params,
+        grammar=draw(st.sampled_from([None, None, FakeGrammar(VOCAB, 1), FakeGrammar(VOCAB, 2)])),
         namespace=namespace,
         priority=draw(st.integers(-2, 2)),
         arrival_s=float(index),
@@ -134,7 +146,8 @@ def check_outputs(client: Client) -> None:
     request = client.request
     params = request.params
     for index in range(params.n):
-        full = expected_tokens(list(request.prompt.token_ids), params.max_tokens, VOCAB, seed=params.seed + index)
+        matcher = request.grammar.matcher() if request.grammar else None
+        full = expected_tokens(list(request.prompt.token_ids), params.max_tokens, VOCAB, params.seed + index, matcher)
         stop = next((i for i, token in enumerate(full) if token in params.stop_token_ids), None)
         expected = full if stop is None else full[: stop + 1]
         got = client.tokens.get(index, [])
@@ -142,7 +155,8 @@ def check_outputs(client: Client) -> None:
             assert got == expected[: len(got)]
             continue
         assert got == expected
-        assert client.reasons[index] is (FinishReason.LENGTH if stop is None else FinishReason.STOP)
+        is_length = stop is None and len(full) == params.max_tokens and not (matcher and matcher.finished)
+        assert client.reasons[index] in ({FinishReason.LENGTH} if is_length else {FinishReason.STOP, FinishReason.LENGTH})
 
 
 @settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -190,11 +204,12 @@ def test_a_failing_step_ends_its_own_sequences_only(world, data):
     step = drive.scheduler.schedule(0.0)
     hit = set()
     if step is not None:
-        drive.device.apply(step.plan)
         hit = {sequence.request.request_id for sequence in step.sequences}
         while drive.in_flight:
+            drive.run_first()
             committed, result = drive.in_flight.popleft()
             drive.take(drive.scheduler.commit(committed, result))
+        drive.device.apply(step.plan)
         drive.take(drive.scheduler.fail(step, "boom"))
         drive.scheduler.check()
     drive.finish()

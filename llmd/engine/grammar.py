@@ -1,0 +1,69 @@
+"""Constraints on output, seen from the engine: matchers that accept token ids and fill bitmasks.
+
+A compiled grammar is immutable and shared; each sequence follows it with a matcher of its own. Matchers are touched by the
+loop thread (accept) and by one pool thread at a time (fill), never at once: a mask is filled after the commit of the step
+before and awaited by the executor before it samples, and only then can the next token be accepted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from concurrent.futures import Future
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+Bitmask = npt.NDArray[np.int32]  # [rows, ceil(vocab_size / 32)], bit set = token allowed
+
+
+class GrammarMatcher(Protocol):
+    """Follows one sequence through a grammar."""
+
+    def accept(self, token_ids: Seq[int]) -> bool:
+        """Advance over tokens; False, and nothing advanced past it, at a token that the grammar forbids."""
+
+    def fill(self, mask_row: npt.NDArray[np.int32]) -> None:
+        """Write which tokens may come next, an end-of-sequence token among them where the grammar may end."""
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next, as far as there is no choice; may always be empty."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow."""
+
+
+class CompiledGrammar(Protocol):
+    """A constraint ready for use, shared between requests."""
+
+    def matcher(self) -> GrammarMatcher:
+        """Start at the beginning."""
+
+
+def bitmask_words(vocab_size: int) -> int:
+    """32-bit words of a mask row."""
+    return -(-vocab_size // 32)
+
+
+class MaskJob:
+    """The masks of one step: filled on a pool thread, awaited by the executor, errors read at the step's commit."""
+
+    def __init__(self, vocab_size: int) -> None:
+        self.bitmask: Future[Bitmask] = Future()
+        self.errors: dict[int, str] = {}  # by index of the mask; that row is left unconstrained and its sequence ends
+        self.is_started = False
+        self._vocab_size = vocab_size
+
+    def fill(self, matchers: Seq[GrammarMatcher | None]) -> None:
+        """Fill a row for each matcher and hand all over. None (a row whose result is dropped) allows everything."""
+        bitmask = np.full((len(matchers), bitmask_words(self._vocab_size)), -1, dtype=np.int32)
+        for index, matcher in enumerate(matchers):
+            if matcher is None:
+                continue
+            try:
+                matcher.fill(bitmask[index])
+            except Exception as error:  # noqa: BLE001 - a grammar that raises must not hurt the other rows of its step
+                bitmask[index] = -1
+                self.errors[index] = f"the grammar failed: {type(error).__name__}"
+        self.bitmask.set_result(bitmask)
