@@ -1,4 +1,4 @@
-"""Errors that cross a layer. Each names the field or key, the value and what is allowed; none carries a path or traceback."""
+"""Errors that cross a layer. Each names the field or key, the value and what is allowed; none carries a path."""
 
 from __future__ import annotations
 
@@ -67,6 +67,10 @@ class NotReady(LlmdError):
 
 class ModelError(LlmdError):
     """A checkpoint, tokenizer or architecture that cannot be loaded; names the file or tensor. Exit code 78."""
+
+
+class CannotListen(LlmdError):
+    """The address is taken, perhaps by a daemon that is still ending: exit code 75, try again."""
 
 
 class StepFailed(LlmdError):

@@ -11,6 +11,7 @@ from llmd.errors import InvalidParams
 
 MAX_N = 128
 MAX_LOGPROBS = 100
+MAX_BEAM_WIDTH = MAX_LOGPROBS // 2  # a step looks at twice as many candidates a beam
 MAX_STOP_STRINGS = 64
 MAX_STOP_STRING_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 256
@@ -164,3 +165,29 @@ class PoolingParams:
             raise InvalidParams("pooling", self.pooling, "'last' or 'mean'")
         if self.dimensions is not None:
             _integer("dimensions", self.dimensions, 1, 1 << 20)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BeamSearchParams:
+    """Beam search over `beam_width` continuations; the best `num_return` of them are the answer.
+
+    A finished beam's score is its log-probability divided by its length to the power of `length_penalty`. `early_stopping`
+    as in Hugging Face's generate: True ends with `beam_width` finished beams, False when the running ones can hardly
+    improve on them, "never" when they cannot.
+    """
+
+    beam_width: int
+    max_tokens: int
+    num_return: int | None = None
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        _integer("beam_width", self.beam_width, 1, MAX_BEAM_WIDTH)
+        _integer("max_tokens", self.max_tokens, 1, MAX_TOKEN_ID)
+        _number("length_penalty", self.length_penalty, -10, 10, "between -10 and 10")
+        if self.num_return is not None:
+            _integer("num_return", self.num_return, 1, self.beam_width)
+        if self.early_stopping not in (True, False, "never"):
+            raise InvalidParams("early_stopping", self.early_stopping, "true, false or 'never'")

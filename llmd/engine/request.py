@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
-from llmd.engine.grammar import CompiledGrammar
 from llmd.engine.params import PoolingParams, SamplingParams
+
+if TYPE_CHECKING:  # it imports numpy, which `llmd --help` can do without
+    from llmd.engine.grammar import CompiledGrammar
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,12 @@ default may be added in any release; removing one is API v2.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from llmd.model.attention import AttentionNeeds as AttentionNeeds  # a layer's word, told here for hooks
 
 if TYPE_CHECKING:
     import click
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
     from llmd.model.quantization import Quantization
     from llmd.model.sampler import Sampler
     from llmd.server.auth import Authenticator
+    from llmd.text.parsers import Parser
+    from llmd.text.structured import Constraint, GrammarCompiler
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +62,7 @@ class ModelSourceSpec(Spec):
     claims: Callable[[ModelConfig], bool]
     resolve: Callable[[ModelConfig, Callable[[LoadProgress], None]], Path]  # may block: called off the loop
     order: int = 100
+    check: Callable[[ModelConfig], str | None] | None = None  # what is wrong as far as files here tell, for `llmd check`
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,25 +137,36 @@ class ProposerSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GrammarSpec(Spec):
-    """Compiles structured-output constraints into token bitmasks; `kinds` are the constraint kinds it takes."""
+    """Compiles structured-output constraints into token bitmasks; `kinds` are the constraint kinds it takes.
 
-    build: Callable[..., Any]
+    Of the grammars that take a kind, the one with the lowest `order` whose library is installed is used.
+    """
+
+    build: Callable[..., GrammarCompiler]  # (GrammarContext) -> GrammarCompiler
     kinds: tuple[str, ...] = ()
+    order: int = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ParserSpec(Spec):
-    """Splits generated text into content, reasoning or tool calls. `claims(facts)` says whether it fits a model."""
+    """Splits generated text into content, reasoning or tool calls. `claims(facts)` says whether it fits a model.
 
-    build: Callable[..., Any]
+    A tool parser is built with `build(tools, make_id=…)`, both optional, a reasoning parser with `build(prompt)`, the
+    prompt's text. `constrain(tools, choice)` gives what forces a call in the parser's format, of the function named by
+    `choice` or ("required") of any of the tools.
+    """
+
+    build: Callable[..., Parser]
     claims: Callable[[Mapping[str, Any]], bool] | None = None
+    constrain: Callable[[Sequence[Mapping[str, Any]], str], Constraint | None] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExecutorSpec(Spec):
-    """Runs the device: a thread, a process, several nodes. `build(model_config, catalog)` returns an Executor."""
+    """Runs the device: a thread, a process, several nodes."""
 
-    build: Callable[..., Executor]
+    build: Callable[..., Executor]  # (model_config, *, path, cache, scheduler, parts) -> Executor; called off the loop
+    warm_up: Callable[[], None] | None = None  # imports what takes long; called in a thread while the rest comes up
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -203,22 +219,6 @@ class ServiceSpec(Spec):
     """Something that runs beside the server: `build(context)` returns an async context manager, entered at start."""
 
     build: Callable[..., Any]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class AttentionNeeds:
-    """What a model and device ask of an attention backend."""
-
-    device: str  # "cpu", "cuda" …
-    dtype: str  # "bfloat16" …
-    head_dim: int
-    num_heads: int
-    num_kv_heads: int
-    block_size: int
-    sliding_window: int | None = None
-    soft_cap: float | None = None
-    has_sinks: bool = False
-    kv_cache_dtype: str = "auto"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

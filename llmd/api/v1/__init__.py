@@ -2,50 +2,311 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
+    from llmd.config import CacheConfig as CacheConfig
+    from llmd.config import Config as Config
+    from llmd.config import LimitsConfig as LimitsConfig
+    from llmd.config import LogConfig as LogConfig
+    from llmd.config import ModelConfig as ModelConfig
+    from llmd.config import SchedulerConfig as SchedulerConfig
+    from llmd.config import Section as Section
+    from llmd.config import ServerConfig as ServerConfig
+    from llmd.engine.executor import Executor as Executor
+    from llmd.engine.executor import ExecutorInfo as ExecutorInfo
+    from llmd.engine.executor import KVGroup as KVGroup
+    from llmd.engine.executor import LoadProgress as LoadProgress
+    from llmd.engine.grammar import CompiledGrammar as CompiledGrammar
+    from llmd.engine.grammar import GrammarMatcher as GrammarMatcher
+    from llmd.engine.params import PoolingParams as PoolingParams
+    from llmd.engine.params import SamplingParams as SamplingParams
+    from llmd.engine.queue import WaitingQueue as WaitingQueue
+    from llmd.engine.request import Prompt as Prompt
+    from llmd.engine.request import Request as Request
+    from llmd.engine.request import Span as Span
+    from llmd.engine.sequence import Sequence as Sequence
+    from llmd.engine.step import BlockUpdate as BlockUpdate
+    from llmd.engine.step import FinishReason as FinishReason
+    from llmd.engine.step import RowAdmit as RowAdmit
+    from llmd.engine.step import SequenceDelta as SequenceDelta
+    from llmd.engine.step import StepPlan as StepPlan
+    from llmd.engine.step import StepResult as StepResult
+    from llmd.engine.step import TokenLogprobs as TokenLogprobs
+    from llmd.errors import ConfigError as ConfigError
+    from llmd.errors import EngineFailure as EngineFailure
+    from llmd.errors import InvalidParams as InvalidParams
+    from llmd.errors import InvalidRequest as InvalidRequest
+    from llmd.errors import LlmdError as LlmdError
+    from llmd.errors import ModelError as ModelError
+    from llmd.errors import ModelNotFound as ModelNotFound
+    from llmd.errors import NotReady as NotReady
+    from llmd.errors import Overloaded as Overloaded
+    from llmd.errors import StepFailed as StepFailed
+    from llmd.model.attention import AttentionBackend as AttentionBackend
+    from llmd.model.batch import Batch as Batch
+    from llmd.model.config import ArchitectureConfig as ArchitectureConfig
+    from llmd.model.executor import ThreadExecutor as ThreadExecutor
+    from llmd.model.layers import Layer as Layer
+    from llmd.model.layers import Layers as Layers
+    from llmd.model.layers import Linear as Linear
+    from llmd.model.layers import WeightSlot as WeightSlot
+    from llmd.model.loader import Checkpoint as Checkpoint
+    from llmd.model.loader import TensorInfo as TensorInfo
+    from llmd.model.logits import LogitsContext as LogitsContext
+    from llmd.model.logits import LogitsProcessor as LogitsProcessor
+    from llmd.model.logits import Rows as Rows
+    from llmd.model.parts import ModelParts as ModelParts
+    from llmd.model.quantization import Quantization as Quantization
+    from llmd.model.quantization import QuantMethod as QuantMethod
+    from llmd.model.quantization import add_dense_weights as add_dense_weights
+    from llmd.model.sampler import Sampler as Sampler
+    from llmd.model.sampler import SamplerContext as SamplerContext
+    from llmd.model.sampler import TorchSampler as TorchSampler
+    from llmd.offline import LLM as LLM
+    from llmd.plugin.specs import AdapterFormatSpec as AdapterFormatSpec
+    from llmd.plugin.specs import ArchitectureSpec as ArchitectureSpec
+    from llmd.plugin.specs import AttentionBackendSpec as AttentionBackendSpec
+    from llmd.plugin.specs import AttentionNeeds as AttentionNeeds
+    from llmd.plugin.specs import AuthenticatorSpec as AuthenticatorSpec
+    from llmd.plugin.specs import CheckpointFormatSpec as CheckpointFormatSpec
+    from llmd.plugin.specs import CommandSpec as CommandSpec
+    from llmd.plugin.specs import ConfigSectionSpec as ConfigSectionSpec
+    from llmd.plugin.specs import ExecutorSpec as ExecutorSpec
+    from llmd.plugin.specs import GrammarSpec as GrammarSpec
+    from llmd.plugin.specs import KVStoreSpec as KVStoreSpec
+    from llmd.plugin.specs import LogitsProcessorSpec as LogitsProcessorSpec
+    from llmd.plugin.specs import MetricsSpec as MetricsSpec
+    from llmd.plugin.specs import MiddlewareSpec as MiddlewareSpec
+    from llmd.plugin.specs import ModelSourceSpec as ModelSourceSpec
+    from llmd.plugin.specs import ParserSpec as ParserSpec
+    from llmd.plugin.specs import ProposerSpec as ProposerSpec
+    from llmd.plugin.specs import QuantizationSpec as QuantizationSpec
+    from llmd.plugin.specs import RequestSummary as RequestSummary
+    from llmd.plugin.specs import RouteSpec as RouteSpec
+    from llmd.plugin.specs import SamplerSpec as SamplerSpec
+    from llmd.plugin.specs import SchedulingPolicySpec as SchedulingPolicySpec
+    from llmd.plugin.specs import ServiceSpec as ServiceSpec
+    from llmd.plugin.specs import Spec as Spec
+    from llmd.server.app import ServerContext as ServerContext
+    from llmd.server.auth import Authenticator as Authenticator
+    from llmd.server.auth import KeySet as KeySet
+    from llmd.server.auth import Principal as Principal
+    from llmd.server.auth import bearer_token as bearer_token
+    from llmd.server.body import read_json_object as read_json_object
+    from llmd.server.errors import RequestRefused as RequestRefused
+    from llmd.server.errors import json_response as json_response
+    from llmd.server.errors import wire_error as wire_error
+    from llmd.server.generate import ModelService as ModelService
+    from llmd.server.middleware import Receipt as Receipt
+    from llmd.server.middleware import receipt_of as receipt_of
+    from llmd.server.openapi import error_responses as error_responses
+    from llmd.server.openapi import json_operation as json_operation
+    from llmd.server.sse import EventStream as EventStream
+    from llmd.server.sse import sse_event as sse_event
+    from llmd.text.output import TextDelta as TextDelta
+    from llmd.text.parsers import BareJsonCallParser as BareJsonCallParser
+    from llmd.text.parsers import HeadedCallParser as HeadedCallParser
+    from llmd.text.parsers import JsonCallParser as JsonCallParser
+    from llmd.text.parsers import JsonScanner as JsonScanner
+    from llmd.text.parsers import MarkupCallParser as MarkupCallParser
+    from llmd.text.parsers import NotACall as NotACall
+    from llmd.text.parsers import ParsedDelta as ParsedDelta
+    from llmd.text.parsers import Parser as Parser
+    from llmd.text.parsers import ParserSteps as ParserSteps
+    from llmd.text.parsers import PythonScanner as PythonScanner
+    from llmd.text.parsers import ReplyParser as ReplyParser
+    from llmd.text.parsers import ThinkingParser as ThinkingParser
+    from llmd.text.parsers import ToolCallDelta as ToolCallDelta
+    from llmd.text.parsers import ToolParser as ToolParser
+    from llmd.text.parsers import forced_calls as forced_calls
+    from llmd.text.parsers import new_call_id as new_call_id
+    from llmd.text.parsers import new_short_call_id as new_short_call_id
+    from llmd.text.stream import RequestStream as RequestStream
+    from llmd.text.structured import Constraint as Constraint
+    from llmd.text.structured import GrammarCompiler as GrammarCompiler
+    from llmd.text.structured import GrammarContext as GrammarContext
+
 hookimpl = pluggy.HookimplMarker("llmd")
 
-# name → the module where it lives; torch and aiohttp are imported only by who asks for names that need them
-_HOMES: dict[str, str] = {
-    **dict.fromkeys(
-        [
-            "AdapterFormatSpec", "ArchitectureSpec", "AttentionBackendSpec", "AttentionNeeds", "AuthenticatorSpec",
-            "CheckpointFormatSpec", "CommandSpec", "ConfigSectionSpec", "ExecutorSpec", "GrammarSpec", "KVStoreSpec",
-            "LogitsProcessorSpec", "MetricsSpec", "MiddlewareSpec", "ModelSourceSpec", "ParserSpec", "ProposerSpec",
-            "QuantizationSpec", "RequestSummary", "RouteSpec", "SamplerSpec", "SchedulingPolicySpec", "ServiceSpec", "Spec",
-        ],
-        "llmd.plugin.specs",
+# home → its names; torch and aiohttp are imported only by who asks for names that need them
+_HOMES: dict[str, tuple[str, ...]] = {
+    "llmd.plugin.specs": (
+        "AdapterFormatSpec",
+        "ArchitectureSpec",
+        "AttentionBackendSpec",
+        "AttentionNeeds",
+        "AuthenticatorSpec",
+        "CheckpointFormatSpec",
+        "CommandSpec",
+        "ConfigSectionSpec",
+        "ExecutorSpec",
+        "GrammarSpec",
+        "KVStoreSpec",
+        "LogitsProcessorSpec",
+        "MetricsSpec",
+        "MiddlewareSpec",
+        "ModelSourceSpec",
+        "ParserSpec",
+        "ProposerSpec",
+        "QuantizationSpec",
+        "RequestSummary",
+        "RouteSpec",
+        "SamplerSpec",
+        "SchedulingPolicySpec",
+        "ServiceSpec",
+        "Spec",
     ),
-    **dict.fromkeys(
-        [
-            "ConfigError", "EngineFailure", "InvalidParams", "InvalidRequest", "LlmdError", "ModelError", "ModelNotFound",
-            "NotReady", "Overloaded", "StepFailed",
-        ],
-        "llmd.errors",
+    "llmd.errors": (
+        "ConfigError",
+        "EngineFailure",
+        "InvalidParams",
+        "InvalidRequest",
+        "LlmdError",
+        "ModelError",
+        "ModelNotFound",
+        "NotReady",
+        "Overloaded",
+        "StepFailed",
     ),
-    **dict.fromkeys(["Config", "ModelConfig", "SchedulerConfig", "ServerConfig", "LimitsConfig", "Section"], "llmd.config"),
-    **dict.fromkeys(["SamplingParams", "PoolingParams"], "llmd.engine.params"),
-    **dict.fromkeys(["Prompt", "Request", "Span"], "llmd.engine.request"),
-    **dict.fromkeys(
-        ["BlockUpdate", "FinishReason", "RowAdmit", "SequenceDelta", "StepPlan", "StepResult", "TokenLogprobs"],
-        "llmd.engine.step",
+    "llmd.config": (
+        "CacheConfig",
+        "Config",
+        "LimitsConfig",
+        "LogConfig",
+        "ModelConfig",
+        "SchedulerConfig",
+        "Section",
+        "ServerConfig",
     ),
-    **dict.fromkeys(["Executor", "ExecutorInfo", "KVGroup", "LoadProgress"], "llmd.engine.executor"),
-    "Sequence": "llmd.engine.sequence",
-    "WaitingQueue": "llmd.engine.queue",
-}  # fmt: skip
+    "llmd.engine.params": (
+        "PoolingParams",
+        "SamplingParams",
+    ),
+    "llmd.engine.request": (
+        "Prompt",
+        "Request",
+        "Span",
+    ),
+    "llmd.engine.step": (
+        "BlockUpdate",
+        "FinishReason",
+        "RowAdmit",
+        "SequenceDelta",
+        "StepPlan",
+        "StepResult",
+        "TokenLogprobs",
+    ),
+    "llmd.engine.executor": (
+        "Executor",
+        "ExecutorInfo",
+        "KVGroup",
+        "LoadProgress",
+    ),
+    "llmd.engine.sequence": ("Sequence",),
+    "llmd.engine.grammar": (
+        "CompiledGrammar",
+        "GrammarMatcher",
+    ),
+    "llmd.engine.queue": ("WaitingQueue",),
+    "llmd.text.output": ("TextDelta",),
+    "llmd.text.parsers": (
+        "BareJsonCallParser",
+        "HeadedCallParser",
+        "JsonCallParser",
+        "JsonScanner",
+        "MarkupCallParser",
+        "NotACall",
+        "ParsedDelta",
+        "Parser",
+        "ParserSteps",
+        "PythonScanner",
+        "ReplyParser",
+        "ThinkingParser",
+        "ToolCallDelta",
+        "ToolParser",
+        "forced_calls",
+        "new_call_id",
+        "new_short_call_id",
+    ),
+    "llmd.text.stream": ("RequestStream",),
+    "llmd.model.attention": ("AttentionBackend",),
+    "llmd.model.batch": ("Batch",),
+    "llmd.model.config": ("ArchitectureConfig",),
+    "llmd.model.executor": ("ThreadExecutor",),
+    "llmd.model.layers": (
+        "Layer",
+        "Layers",
+        "Linear",
+        "WeightSlot",
+    ),
+    "llmd.model.loader": (
+        "Checkpoint",
+        "TensorInfo",
+    ),
+    "llmd.model.parts": ("ModelParts",),
+    "llmd.model.quantization": (
+        "QuantMethod",
+        "Quantization",
+        "add_dense_weights",
+    ),
+    "llmd.model.logits": (
+        "LogitsContext",
+        "LogitsProcessor",
+        "Rows",
+    ),
+    "llmd.model.sampler": (
+        "Sampler",
+        "SamplerContext",
+        "TorchSampler",
+    ),
+    "llmd.text.structured": (
+        "Constraint",
+        "GrammarCompiler",
+        "GrammarContext",
+    ),
+    "llmd.offline": ("LLM",),
+    "llmd.server.app": ("ServerContext",),
+    "llmd.server.auth": (
+        "Authenticator",
+        "KeySet",
+        "Principal",
+        "bearer_token",
+    ),
+    "llmd.server.body": ("read_json_object",),
+    "llmd.server.errors": (
+        "RequestRefused",
+        "json_response",
+        "wire_error",
+    ),
+    "llmd.server.generate": ("ModelService",),
+    "llmd.server.middleware": (
+        "Receipt",
+        "receipt_of",
+    ),
+    "llmd.server.openapi": (
+        "error_responses",
+        "json_operation",
+    ),
+    "llmd.server.sse": (
+        "EventStream",
+        "sse_event",
+    ),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 
-__all__ = ["hookimpl", *_HOMES]
+__all__ = ["hookimpl", *_HOME_OF]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
-        raise ImportError(f"llmd.api.v1 has no {name!r}: this plugin needs another version of llmd")
-    value = getattr(import_module(_HOMES[name]), name)
+    """Load a name from its home; `from llmd.api.v1 import NAME` turns the AttributeError into an ImportError."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name, obj=sys.modules[__name__])
+    value = getattr(import_module(_HOME_OF[name]), name)
     globals()[name] = value
     return value
 

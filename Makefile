@@ -1,0 +1,36 @@
+# `make serve` and `make test` are all that a fresh machine needs: each makes .venv first, once.
+
+# PYTHON may name the interpreter; otherwise python3 if it is new enough, or else the newest that is
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null && echo $$python && break; done)
+CONFIG ?= etc/llmd.toml
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: serve test fmt clean
+
+serve: $(STAMP)
+	$(BIN)/llmd --config $(CONFIG)
+
+test: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+fmt: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:
+	rm -rf $(VENV) dist build
+
+# made again when what is to be installed changes; the sources themselves are used where they lie
+$(STAMP): pyproject.toml constraints.txt
+	@'$(PYTHON)' -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+		echo "llmd needs Python 3.11, 3.12 or 3.13, and '$(or $(PYTHON),python3)' is none of them."; \
+		echo "Install one, or name it: make $(or $(MAKECMDGOALS),serve) PYTHON=/path/to/python3.12"; exit 1; }
+	test -x $(BIN)/python || '$(PYTHON)' -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	touch $(STAMP)

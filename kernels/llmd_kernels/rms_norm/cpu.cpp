@@ -1,0 +1,50 @@
+#include "common.h"
+
+// y = x / sqrt(mean(x^2) + eps) * w; with a residual, x + residual is stored there and normalised.
+template <typename T>
+static void row(T* out, const T* x, T* residual, const T* w, float eps, int64_t dim) {
+  vf squares = vf{};
+  float tail = 0;
+  int64_t i = 0;
+  if (residual) {
+    for (; i + L <= dim; i += L) {
+      store(residual + i, load(residual + i) + load(x + i));
+      vf v = load(residual + i);  // as rounded, so that what is normalised is what is kept
+      squares += v * v;
+    }
+    for (; i < dim; i++) {
+      narrow(residual + i, widen(residual[i]) + widen(x[i]));
+      tail += widen(residual[i]) * widen(residual[i]);
+    }
+    x = residual;
+  } else {
+    for (; i + L <= dim; i += L) {
+      vf v = load(x + i);
+      squares += v * v;
+    }
+    for (; i < dim; i++) tail += widen(x[i]) * widen(x[i]);
+  }
+  float scale = 1.0f / __builtin_sqrtf((sum(squares) + tail) / dim + eps);
+  for (i = 0; i + L <= dim; i += L) store(out + i, load(x + i) * scale * load(w + i));
+  for (; i < dim; i++) narrow(out + i, widen(x[i]) * scale * widen(w[i]));
+}
+
+template <typename T>
+static void run(T* out, const T* x, T* residual, const T* w, float eps, int64_t outer, int64_t outer_stride,
+                int64_t inner, int64_t inner_stride, int64_t dim) {
+#pragma omp parallel for num_threads(threads()) if (outer * inner * dim * (int64_t)sizeof(T) > PARALLEL_BYTES)
+  for (int64_t t = 0; t < outer; t++)
+    for (int64_t h = 0; h < inner; h++)
+      row(out + (t * inner + h) * dim, x + t * outer_stride + h * inner_stride,
+          residual ? residual + t * outer_stride : nullptr, w, eps, dim);
+}
+
+EXPORT void llmd_rms_norm(void* out, const void* x, void* residual, const void* w, float eps, int64_t outer,
+                          int64_t outer_stride, int64_t inner, int64_t inner_stride, int64_t dim, int64_t dtype) {
+  if (dtype == BF16)
+    run((bf16*)out, (const bf16*)x, (bf16*)residual, (const bf16*)w, eps, outer, outer_stride, inner, inner_stride, dim);
+  else
+    run((float*)out, (const float*)x, (float*)residual, (const float*)w, eps, outer, outer_stride, inner, inner_stride, dim);
+}
+
+EXPORT void llmd_set_num_threads(int64_t count) { threads() = count < 1 ? 1 : (int)count; }

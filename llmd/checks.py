@@ -1,0 +1,172 @@
+"""`llmd check`: what the configuration says against what is there. No device is touched, nothing is downloaded."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path as FilePath
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+
+from llmd.config import Config, ModelConfig, Path, place_of
+from llmd.config_load import describe_errors, did_you_mean, load_config, prepare, sorted_problems
+from llmd.errors import ConfigError, ModelError
+
+if TYPE_CHECKING:
+    from llmd.plugin.catalog import Catalog
+    from llmd.plugin.registry import Registry
+    from llmd.plugin.specs import ModelSourceSpec
+
+
+class Checked(NamedTuple):
+    """What was read, as far as it could be, and all that is wrong with it."""
+
+    config: Config | None
+    catalog: Catalog | None
+    problems: list[str]
+
+
+def check(config_file: str | None) -> Checked:
+    """Parse, load the plugins, compare with the files; imports neither torch nor aiohttp."""
+    from llmd.plugin.catalog import build_catalog
+
+    config = None
+    try:
+        config = load_config(config_file)
+        catalog = build_catalog(config.plugins)
+    except ConfigError as error:
+        return Checked(config, None, error.problems)
+    problems: list[str] = []
+    parse_sections(config, catalog, problems)
+    problems += check_names(config, catalog) + check_files(config, catalog)
+    return Checked(config, catalog, sorted_problems(problems))
+
+
+def parse_sections(config: Config, catalog: Catalog, problems: list[str]) -> dict[str, BaseModel]:
+    """Every plugin's settings: its `[plugins.<name>]` table, or the defaults. Mistakes are added to `problems`."""
+    tables = config.plugins.model_extra or {}
+    given = {_section_name(name, catalog.config_sections): name for name in tables}
+    settings = {}
+    for name, spec in catalog.config_sections.items():
+        path: Path = ("plugins", given.pop(name, name))
+        try:
+            settings[name] = spec.model.model_validate(prepare(spec.model, tables.get(str(path[1]), {})), strict=True)
+        except ValidationError as error:
+            problems += describe_errors(error, spec.model, config._places, path)
+    for name in given.values():
+        problems.append(_unknown_section(config, catalog, name))
+    return settings
+
+
+def _section_name(written: str, sections: Mapping[str, Any]) -> str:
+    """The section that is meant: a variable LLMD_PLUGINS__ACME_ZETA__… cannot spell acme.zeta."""
+    spelled = {re.sub(r"[^a-z0-9]", "_", name.lower()): name for name in sections}
+    return written if written in sections else spelled.get(written, written)
+
+
+def _unknown_section(config: Config, catalog: Catalog, name: str) -> str:
+    known = [*catalog.config_sections, *type(config.plugins).model_fields]
+    hint = did_you_mean(name, known) or f"; allowed: {', '.join(known)}"
+    place = place_of(config._places, ("plugins", name))
+    is_table = isinstance((config.plugins.model_extra or {})[name], dict)
+    return (f"{place}: " if place else "") + f"unknown key plugins.{name}{hint}" + (_broken(catalog) if is_table else "")
+
+
+def _broken(catalog: Catalog) -> str:
+    """The end of a line about something missing: plugins that did not load may be the ones that provide it."""
+    names = ", ".join(row.name for row in catalog.broken)
+    return f"; these plugins did not load, `llmd plugins` tells why: {names}" if names else ""
+
+
+def check_names(config: Config, catalog: Catalog) -> list[str]:
+    """Keys that name what no plugin provides."""
+    problems = list(_unknown(config, catalog, ("scheduler", "policy"), config.scheduler.policy, catalog.scheduling_policies))
+    for index, model in enumerate(config.models):
+        named: list[tuple[str, str | None, Registry[Any], tuple[str, ...]]] = [
+            ("executor", model.executor, catalog.executors, ()),
+            ("load_format", model.load_format, catalog.checkpoint_formats, ("auto",)),
+            ("attention_backend", model.attention_backend, catalog.attention_backends, ("auto",)),
+            ("quantization", model.quantization, catalog.quantizations, ()),
+        ]
+        for key, name, registry, others in named:
+            if name is not None and name not in others:
+                problems += _unknown(config, catalog, ("models", index, key), name, registry, others)
+        if find_source(catalog, model) is None:
+            text = f"{model.model!r} is claimed by no model source; known: {', '.join(catalog.model_sources)}"
+            problems.append(config.problem(("models", index, "model"), text) + _broken(catalog))
+    server = config.server
+    if (server.api_keys or server.api_key_file) and not catalog.authenticators:
+        key = "api_keys" if server.api_keys else "api_key_file"
+        text = "no authenticator is loaded that could ask for keys"
+        problems.append(config.problem(("server", key), text) + _broken(catalog))
+    return problems
+
+
+def _unknown(
+    config: Config, catalog: Catalog, path: Path, name: str, registry: Registry[Any], others: tuple[str, ...] = ()
+) -> Iterator[str]:
+    if name not in registry:
+        known = [*others, *registry]
+        hint = did_you_mean(name, known) or f"; allowed: {', '.join(map(repr, known)) or 'none is loaded'}"
+        yield config.problem(path, f"{name!r} is not known{hint}") + _broken(catalog)
+
+
+def find_source(catalog: Catalog, model: ModelConfig) -> ModelSourceSpec | None:
+    """The model source that claims a model."""
+    specs = sorted(catalog.model_sources.values(), key=lambda spec: spec.order)
+    return next((spec for spec in specs if spec.claims(model)), None)
+
+
+def check_files(config: Config, catalog: Catalog) -> list[str]:
+    """Files that the configuration names and that are not there, or are no model."""
+    problems = []
+    for key in ("api_key_file", "ssl_certfile", "ssl_keyfile"):
+        if (name := getattr(config.server, key)) and (why := _unreadable(name)):
+            problems.append(config.problem(("server", key), f"{name!r} {why}"))
+    if config.server.uds and not FilePath(config.server.uds).absolute().parent.is_dir():
+        problems.append(config.problem(("server", "uds"), f"{config.server.uds!r} is in a folder that does not exist"))
+    for index, model in enumerate(config.models):
+        problems += [config.problem(("models", index, key), text) for key, text in _model_problems(model, catalog)]
+    return problems
+
+
+def _model_problems(model: ModelConfig, catalog: Catalog) -> Iterator[tuple[str, str]]:
+    template = model.chat_template
+    if template and "{" not in template and "\n" not in template and (why := _unreadable(template)):
+        yield "chat_template", f"{template!r} {why}"
+    if model.generation_config not in ("auto", "llmd") and not FilePath(model.generation_config).is_dir():
+        yield (
+            "generation_config",
+            f"{model.generation_config!r} is not valid; allowed: 'auto', 'llmd', or a folder that exists",
+        )
+    source = find_source(catalog, model)
+    if source is None or source.check is None:
+        return
+    if why_not := source.check(model):
+        yield "model", why_not
+        return
+    try:
+        check_architecture(source.resolve(model, lambda progress: None), catalog)
+    except ModelError as error:
+        yield "model", f"{model.model!r} cannot be served: {error}"
+
+
+def check_architecture(folder: FilePath, catalog: Catalog) -> None:
+    """Read config.json; raises ModelError when no plugin knows the model's architecture."""
+    from llmd.model.config import read_config
+
+    wanted = read_config(folder).architectures
+    known = sorted({name for spec in catalog.architectures.values() for name in spec.architectures})
+    if not set(wanted) & set(known):
+        raise ModelError(
+            f"architecture {', '.join(wanted)} is not known; known: {', '.join(known)}; "
+            f"a plugin with llmd_register_architectures may add it{_broken(catalog)}"
+        )
+
+
+def _unreadable(name: str) -> str:
+    if not FilePath(name).is_file():
+        return "is not a file"
+    return "" if os.access(name, os.R_OK) else "may not be read by this user"

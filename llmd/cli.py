@@ -1,0 +1,253 @@
+"""The `llmd` program. Nothing heavy is imported before a command needs it; plugins bring further commands."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmd._version import __version__
+from llmd.errors import CannotListen, ConfigError, EngineFailure, ExitCode, LlmdError, ModelError
+
+if TYPE_CHECKING:
+    from llmd.config import Config
+    from llmd.config_load import Setting
+    from llmd.plugin.catalog import Catalog
+
+_config_option = click.option("--config", "config_file", metavar="FILE", help="The configuration file (TOML).")
+
+
+def _catalog_of(config_file: str | None) -> Catalog:
+    """The plugins that a configuration file allows, for their commands and for listing; no key but [plugins] is checked."""
+    from llmd.config import PluginsConfig
+    from llmd.plugin.catalog import build_catalog
+
+    if not config_file:
+        return build_catalog(PluginsConfig())
+    from llmd.config_load import load_config
+
+    return build_catalog(load_config(config_file).plugins)
+
+
+class LlmdGroup(click.Group):
+    """The commands written here, then those of plugins, which are loaded only when one of them is asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All names: our own in the order of their use, plugins' by name."""
+        return [*self.commands, *sorted(set(self._plugin_commands(ctx)) - set(self.commands))]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A command by name; a plugin's is built now."""
+        if cmd_name in self.commands:
+            return self.commands[cmd_name]
+        spec = self._plugin_commands(ctx).get(cmd_name)
+        return None if spec is None else spec.build()
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list for --help: plugins' commands by their summary, without importing them."""
+        rows = [(name, command.get_short_help_str(limit=200)) for name, command in self.commands.items()]
+        rows += sorted(
+            (name, spec.summary) for name, spec in self._plugin_commands(ctx).items() if name not in self.commands
+        )
+        with formatter.section("Commands"):
+            formatter.write_dl(rows)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        """An unknown command is told with the closest known one."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError:
+            from llmd.config_load import did_you_mean
+
+            known = self.list_commands(ctx)
+            hint = did_you_mean(args[0], known) or f"; known: {', '.join(known)}"
+            raise click.UsageError(f"there is no command {args[0]!r}{hint}", ctx) from None
+
+    def _plugin_commands(self, ctx: click.Context) -> Any:
+        found = ctx.meta.get("llmd.catalog")
+        if found is None:
+            found = ctx.meta["llmd.catalog"] = _catalog_of(ctx.params.get("config_file"))
+        return found.commands
+
+
+@click.group(cls=LlmdGroup, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", prog_name="llmd", message="%(prog)s %(version)s")
+@_config_option
+@click.pass_context
+def main_command(ctx: click.Context, config_file: str | None) -> None:
+    """Serve language models. `llmd --config FILE` serves what the file says."""
+    if ctx.invoked_subcommand is not None:
+        return
+    if config_file is None:
+        click.echo(ctx.get_help())
+        return
+    _serve(config_file, [])
+
+
+class _ServeCommand(click.Command):
+    """Reads its flags from the table in llmd.flags, so that all mistakes are told at once."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.params = {"arguments": tuple(args)}
+        return []
+
+    def get_usage(self, ctx: click.Context) -> str:
+        return "Usage: llmd serve [MODEL] [--config FILE] [FLAGS]"
+
+
+@main_command.command("serve", cls=_ServeCommand, short_help="Serve a model; flags have vLLM's names.")
+@click.pass_context
+def serve_command(ctx: click.Context, arguments: tuple[str, ...]) -> None:
+    """Serve MODEL: 'demo', a folder, or a hub name."""
+    from llmd.flags import parse_flags
+
+    parsed = parse_flags(arguments)
+    if parsed.wants_help:
+        from llmd.flags_help import render
+
+        click.echo(render())
+        return
+    config_file = parsed.config_file or (ctx.parent.params.get("config_file") if ctx.parent else None)
+    _serve(config_file, parsed.settings, parsed.notes, parsed.problems)
+
+
+def _serve(
+    config_file: str | None, settings: Sequence[Setting], notes: Sequence[str] = (), problems: Sequence[str] = ()
+) -> None:
+    from llmd.config_load import load_config
+    from llmd.daemon import serve
+
+    def read() -> Config:
+        return load_config(config_file, settings=settings)
+
+    try:
+        config = read()
+    except ConfigError as error:
+        raise ConfigError([*problems, *error.problems]) from None
+    if problems:
+        raise ConfigError(list(problems))
+    for note in notes:
+        click.echo(f"llmd: {note}", err=True)
+    _end(serve(config, reload=read if config_file else None))
+
+
+@main_command.command("check", short_help="Check a configuration file; touch no device.")
+@_config_option
+@click.option("--device", is_flag=True, help="Say which attention backend would be taken, and why not the others.")
+@click.pass_context
+def check_command(ctx: click.Context, config_file: str | None, device: bool) -> None:
+    """Parse the configuration, load the plugins, look for the files it names. Exit 78 if anything is wrong."""
+    from llmd.checks import check
+
+    config_file = config_file or (ctx.parent.params.get("config_file") if ctx.parent else None)
+    config, catalog, problems = check(config_file)
+    if problems:
+        raise ConfigError(problems)
+    assert config is not None
+    assert catalog is not None
+    num_loaded = sum(row.state == "loaded" for row in catalog.plugins)
+    click.echo(
+        f"{config_file or 'the defaults'}: fine; {num_loaded} plugins, models: {', '.join(m.model for m in config.models)}"
+    )
+    if device:
+        from llmd.devices import describe_devices
+
+        for line in describe_devices(config, catalog):
+            click.echo(line)
+
+
+@main_command.command("plugins", short_help="List the plugins: what was loaded, and what was not and why.")
+@_config_option
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def plugins_command(ctx: click.Context, config_file: str | None, as_json: bool) -> None:
+    """Every plugin with its distribution, version, state, reason, hooks, what it provides and its import time."""
+    from dataclasses import asdict
+
+    catalog = _catalog_of(config_file or (ctx.parent.params.get("config_file") if ctx.parent else None))
+    if as_json:
+        import json
+
+        click.echo(json.dumps([asdict(row) for row in catalog.plugins], indent=2))
+        return
+    rows = [
+        (
+            row.name,
+            f"{row.distribution} {row.version}",
+            row.state,
+            f"{row.import_ms:.1f} ms",
+            row.reason or ", ".join(row.provides),
+        )
+        for row in catalog.plugins
+    ]
+    for line in _columns([("NAME", "DISTRIBUTION", "STATE", "IMPORT", "PROVIDES OR REASON"), *rows]):
+        click.echo(line)
+
+
+def _columns(rows: list[tuple[str, ...]]) -> list[str]:
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]) - 1)]
+    return ["  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows]
+
+
+@main_command.command("config", short_help="Print the configuration as a commented TOML file.")
+@_config_option
+@click.pass_context
+def config_command(ctx: click.Context, config_file: str | None) -> None:
+    """Every key with its value (defaults, file and environment merged) and one line of comment; secrets are left out."""
+    from llmd.config_load import load_config
+    from llmd.config_text import render
+
+    config_file = config_file or (ctx.parent.params.get("config_file") if ctx.parent else None)
+    click.echo(render(load_config(config_file)), nl=False)
+
+
+def _end(code: int) -> None:
+    """Leave at once: a thread that still imports or loads must not hold the process, nor crash while it is torn down."""
+    import os
+
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def run(arguments: Sequence[str] | None = None, *, fail: Callable[[int], Any] = sys.exit) -> None:
+    """Run one command line; every error becomes lines on stderr and an exit code."""
+    logging.basicConfig(format="llmd: %(message)s", level=logging.WARNING)  # `serve` sets its own form up
+    try:
+        result = main_command.main(args=arguments, prog_name="llmd", standalone_mode=False)
+    except ConfigError as error:
+        for problem in error.problems:
+            click.echo(f"llmd: {problem}", err=True)
+        fail(ExitCode.CONFIGURATION)
+    except LlmdError as error:
+        click.echo(f"llmd: {error}", err=True)
+        fail(exit_code_of(error))
+    except click.ClickException as error:
+        error.show()
+        fail(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        fail(130)
+    except Exception:
+        logging.getLogger("llmd").exception("this is a mistake in llmd or in a plugin")
+        fail(ExitCode.INTERNAL)
+    else:
+        if isinstance(result, int) and result:
+            fail(result)
+
+
+def exit_code_of(error: LlmdError) -> ExitCode:
+    """What the process tells its supervisor when this ended it."""
+    if isinstance(error, ConfigError | ModelError):
+        return ExitCode.CONFIGURATION
+    if isinstance(error, CannotListen):
+        return ExitCode.TRY_AGAIN
+    return ExitCode.DEVICE_GONE if isinstance(error, EngineFailure) else ExitCode.INTERNAL
+
+
+def main() -> None:
+    """The entry point of the `llmd` script."""
+    run()

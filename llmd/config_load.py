@@ -1,0 +1,404 @@
+"""Reading the configuration: default < file < LLMD_* < flags, merged with the place of every key, all errors at once."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path as FilePath
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from llmd.config import Config, Path, dotted, place_of
+from llmd.config_toml import key_lines
+from llmd.errors import ConfigError
+
+ENV_PREFIX = "LLMD_"
+# variables that are not keys of the configuration
+OTHER_VARIABLES = frozenset({"LLMD_PLUGINS", "LLMD_USE_MODELSCOPE", "LLMD_CACHE_DIR"})
+# what Kubernetes sets in each pod when a Service is called "llmd"
+_KUBERNETES = re.compile(r"LLMD_(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(TCP|UDP)\w*)")
+_TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
+_MULTIPLES = {"k": 1000, "K": 1 << 10, "m": 10**6, "M": 1 << 20, "g": 10**9, "G": 1 << 30, "t": 10**12, "T": 1 << 40}
+
+
+class Text(str):
+    """A value from the environment or a flag: its type is only known when its key is."""
+
+    __slots__ = ()
+
+
+class Setting(NamedTuple):
+    """One key set by a flag."""
+
+    path: Path
+    value: Any
+    place: str
+
+
+@dataclass(slots=True)
+class Layers:
+    """The merged tables, and where each key was set last."""
+
+    data: dict[str, Any] = field(default_factory=dict)
+    places: dict[Path, str] = field(default_factory=dict)
+    problems: list[str] = field(default_factory=list)
+
+    def set(self, setting: Setting) -> None:
+        """Lay one value over what is there; a list grows when its next element is set."""
+        node: Any = self.data
+        *parents, last = setting.path
+        for part, child in zip(parents, setting.path[1:], strict=True):
+            node = _descend(node, part, {} if isinstance(child, str) else [])
+        if isinstance(last, int) and isinstance(node, list):
+            _descend(node, last, setting.value)
+        if isinstance(node, dict) or (isinstance(node, list) and isinstance(last, int)):
+            node[last] = setting.value  # type: ignore[index]
+        else:
+            self.problems.append(f"{setting.place}: {dotted(setting.path[:-1])} is not a table")
+            return
+        for path in [path for path in self.places if path[: len(setting.path)] == setting.path]:
+            del self.places[path]
+        self.places[setting.path] = setting.place
+
+
+def _descend(node: Any, part: str | int, empty: Any) -> Any:
+    if isinstance(node, dict):
+        return node.setdefault(part, empty)
+    if isinstance(node, list) and isinstance(part, int) and part <= len(node):
+        if part == len(node):
+            node.append(empty)
+        return node[part]
+    return None
+
+
+def load_config(
+    file: str | os.PathLike[str] | None = None,
+    *,
+    env: Mapping[str, str] | None = None,
+    settings: Sequence[Setting] = (),
+) -> Config:
+    """The configuration of a file, the environment and flags; raises ConfigError with all that is wrong."""
+    layers = Layers()
+    if file is not None:
+        _read_file(layers, FilePath(file))
+    _read_environment(layers, os.environ if env is None else env)
+    for setting in settings:
+        layers.set(setting)
+    return build_config(layers)
+
+
+def build_config(layers: Layers) -> Config:
+    """Validate merged layers; raises ConfigError with all that is wrong."""
+    try:
+        config = Config.model_validate(prepare(Config, layers.data), strict=True)
+    except ValidationError as error:
+        raise ConfigError(sorted_problems(layers.problems + describe_errors(error, Config, layers.places))) from None
+    config._places = layers.places
+    if problems := layers.problems + list(cross_check(config)):
+        raise ConfigError(sorted_problems(problems))
+    return config
+
+
+def sorted_problems(problems: list[str]) -> list[str]:
+    """Without repetition, in the order of the file's lines."""
+
+    def line(problem: str) -> tuple[str, int]:
+        match = re.match(r"(.*?):(\d+): ", problem)
+        return (match[1], int(match[2])) if match else ("", 0)
+
+    return sorted(dict.fromkeys(problems), key=line)
+
+
+def _read_file(layers: Layers, file: FilePath) -> None:
+    try:
+        text = file.read_bytes().decode("utf-8")
+        data = tomllib.loads(text)
+    except OSError as error:
+        raise ConfigError(f"{file}: the configuration file cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file}: the configuration file is not UTF-8: byte {error.start}") from None
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(_syntax_problem(file, text, str(error))) from None
+    layers.data = data
+    layers.places = {path: f"{file}:{line}" for path, line in key_lines(text.replace("\r\n", "\n")).items()}
+
+
+def _syntax_problem(file: FilePath, text: str, message: str) -> str:
+    where = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)$", message)
+    line = int(where[1]) if where and where[1] else text.count("\n") + 1
+    return f"{file}:{line}: {message[: where.start()] if where else message}"
+
+
+def _read_environment(layers: Layers, env: Mapping[str, str]) -> None:
+    known = None
+    for name in sorted(env):
+        if not name.startswith(ENV_PREFIX) or name in OTHER_VARIABLES or _KUBERNETES.fullmatch(name):
+            continue
+        known = known or {variable_name(path): path for path in config_keys(Config)}
+        path = known.get(name) or _indexed(name, known)
+        if path is None:
+            layers.problems.append(f"unknown variable {name}{did_you_mean(name, known)}")
+        else:
+            layers.set(Setting(path, Text(env[name]), name))
+
+
+def variable_name(path: Path) -> str:
+    """LLMD_SERVER__PORT for server.port."""
+    return ENV_PREFIX + "__".join(str(part).upper() for part in path)
+
+
+def _indexed(name: str, known: Mapping[str, Path]) -> Path | None:
+    """The key behind LLMD_MODELS__1__DTYPE, LLMD_PLUGINS__<SECTION>__<KEY> or an entry of a map; None if there is none."""
+    parts: Path = tuple(int(part) if part.isdecimal() else part.lower() for part in name[len(ENV_PREFIX) :].split("__"))
+    if len(parts) == 3 and parts[0] == "plugins":
+        return parts
+    if len(parts) >= 3 and parts[0] == "models" and isinstance(parts[1], int) and parts[1] < 64:
+        first = known.get(variable_name(("models", 0, *parts[2:])))
+        return ("models", parts[1], *first[2:]) if first else None
+    return None
+
+
+def config_keys(model: type[BaseModel], prefix: Path = ()) -> Iterator[Path]:
+    """Every key of a model; a list of tables stands with its first element."""
+    for name, info in model.model_fields.items():
+        inner, is_list = table_type(info.annotation)
+        if inner is None:
+            yield (*prefix, name)
+        else:
+            yield from config_keys(inner, (*prefix, name, 0) if is_list else (*prefix, name))
+
+
+class TableType(NamedTuple):
+    """Which model a key holds, alone or as a list; None: it holds a value."""
+
+    model: type[BaseModel] | None
+    is_list: bool
+
+
+def table_type(annotation: Any) -> TableType:
+    """Whether a key holds a table or a list of tables."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return TableType(annotation, False)
+    if typing.get_origin(annotation) is tuple:
+        return TableType(table_type(typing.get_args(annotation)[0]).model, True)
+    return TableType(None, False)
+
+
+def prepare(annotation: Any, value: Any) -> Any:
+    """A raw value in the types that strict validation wants: lists as tuples, texts of the environment read by their key."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, dict):
+        known = annotation.model_fields
+        return {key: prepare(known[key].annotation, item) if key in known else item for key, item in value.items()}
+    options = _options(annotation)
+    if isinstance(value, Text):
+        return _read_text(options, value)
+    for option in options:
+        if typing.get_origin(option) is tuple and isinstance(value, list):
+            return tuple(prepare(typing.get_args(option)[0], item) for item in value)
+    return value
+
+
+def _options(annotation: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type alone."""
+    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def _read_text(options: tuple[Any, ...], text: Text) -> Any:
+    if not text and type(None) in options:
+        return None
+    for option in options:
+        value = _read_as(option, str(text))
+        if value is not None:
+            return value
+    return str(text)
+
+
+def _read_as(option: Any, text: str) -> Any:
+    """The text as a value of a type, or None if it is none."""
+    origin = typing.get_origin(option) or option
+    try:
+        if origin is bool:
+            return {**dict.fromkeys(_TRUE, True), **dict.fromkeys(_FALSE, False)}.get(text.lower())
+        if origin is int:
+            return read_int(text)
+        if origin is float:
+            return float(text)
+        if origin is tuple:
+            return _read_list(option, text)
+        if origin is dict:
+            return json.loads(text)
+    except ValueError:
+        return None
+    return text if origin in (str, typing.Literal) else None
+
+
+def _read_list(option: Any, text: str) -> Any:
+    if not text.lstrip().startswith("["):
+        return tuple(item.strip() for item in text.split(",") if item.strip())
+    return prepare(option, json.loads(text))
+
+
+def read_int(text: str) -> int:
+    """An integer; 4k is 4000 and 4K is 4096, as vLLM reads them. Raises ValueError."""
+    match = re.fullmatch(r"([\d.]+)([kKmMgGtT])", text)
+    return round(float(match[1]) * _MULTIPLES[match[2]]) if match else int(text)
+
+
+def describe_errors(error: ValidationError, model: type[BaseModel], places: Mapping[Path, str], at: Path = ()) -> list[str]:
+    """One line for each mistake that pydantic found in the table at `at`."""
+    problems = []
+    items = error.errors(include_url=False)
+    inner = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
+    for item in items:
+        if item["loc"] in inner:
+            continue  # wrong only because something in it is wrong
+        path: Path = (*at, *item["loc"])
+        place = place_of(places, path)
+        text = _describe(model, item["loc"], path, item["type"], item.get("input"), item["msg"])
+        problems.append(f"{place}: {text}" if place else text)
+    return problems
+
+
+def _describe(model: type[BaseModel], loc: Path, path: Path, kind: str, value: Any, message: str) -> str:
+    if kind == "extra_forbidden":
+        return unknown_key(path, known_keys(model, loc[:-1]))
+    info = _find_field(model, loc)
+    if kind == "missing":
+        return f"{dotted(path)} is not set; allowed: {allowed(info)}" if info else f"{dotted(path)} is not set"
+    if info is None or kind.startswith(("value_error", "assertion")):
+        return f"{dotted(path)}: {message}"
+    return f"{dotted(path)}: {shown(info, value)} is not valid; allowed: {allowed(info)}"
+
+
+def unknown_key(path: Path, known: Sequence[str]) -> str:
+    """The line for a key that does not exist."""
+    from llmd.flags_table import why_not_built_in
+
+    name = str(path[-1])
+    if reason := why_not_built_in(name):
+        return f"{dotted(path)}: {reason}"
+    return f"unknown key {dotted(path)}{did_you_mean(name, known) or allowed_keys(known)}"
+
+
+def allowed_keys(known: Sequence[str]) -> str:
+    """The end of a line about an unknown key that looks like none of the known ones."""
+    return f"; allowed: {', '.join(known)}"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a line about an unknown name: the closest known one."""
+    closest = get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f"; did you mean {closest[0]}?" if closest else ""
+
+
+def known_keys(model: type[BaseModel], loc: Path) -> list[str]:
+    """The keys of the table at `loc`."""
+    table: type[BaseModel] | None = model
+    for part in loc:
+        if isinstance(part, str) and table is not None:
+            info = table.model_fields.get(part)
+            table = table_type(info.annotation).model if info else None
+    return list(table.model_fields) if table else []
+
+
+def _find_field(model: type[BaseModel], loc: Path) -> FieldInfo | None:
+    """The field that a validation error is about; an element of a list is spoken of by its list."""
+    table: type[BaseModel] | None = model
+    info = None
+    for part in loc:
+        if isinstance(part, str) and table is not None and part in table.model_fields:
+            info = table.model_fields[part]
+            table = table_type(info.annotation).model
+    return info
+
+
+def field_of(model: type[BaseModel], path: Path) -> FieldInfo:
+    """The field of a key that exists."""
+    info = _find_field(model, path)
+    assert info is not None, path
+    return info
+
+
+def shown(info: FieldInfo, value: Any) -> str:
+    """A value for an error message; secrets are not repeated."""
+    if not info.repr:
+        return "the value"
+    text = repr(str(value)) if isinstance(value, Text) else repr(value)
+    text = {"True": "true", "False": "false"}.get(text, text)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def allowed(info: FieldInfo) -> str:
+    """What a key may hold, in words."""
+    options = [option for option in _options(info.annotation) if option is not type(None)]
+    return " or ".join(_allowed_type(option, info) for option in options)
+
+
+def _allowed_type(option: Any, info: FieldInfo) -> str:
+    origin = typing.get_origin(option)
+    if origin is typing.Literal:
+        return ", ".join(repr(choice) for choice in typing.get_args(option))
+    if origin is tuple:
+        inner = typing.get_args(option)[0]
+        least = "at least one " if any(getattr(item, "min_length", 0) for item in info.metadata) else ""
+        return f"{least}[[models]] table" if table_type(inner).model else "a list of strings"
+    if origin is dict or option is dict:
+        return "a table"
+    if isinstance(option, type) and issubclass(option, BaseModel):
+        return "a table"
+    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
+    return names.get(option, getattr(option, "__name__", str(option))) + _allowed_range(info)
+
+
+def _allowed_range(info: FieldInfo) -> str:
+    bounds = {
+        name: getattr(item, name)
+        for item in info.metadata
+        for name in ("ge", "gt", "le", "lt")
+        if getattr(item, name, None) is not None
+    }
+    if "ge" in bounds and "le" in bounds:
+        return f" between {bounds['ge']} and {bounds['le']}"
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    return " " + " and ".join(f"{words[name]} {bound}" for name, bound in bounds.items()) if bounds else ""
+
+
+def cross_check(config: Config) -> Iterator[str]:
+    """What is wrong with keys together, though each alone is right."""
+    server = config.server
+    if bool(server.ssl_certfile) != bool(server.ssl_keyfile):
+        key = "ssl_certfile" if server.ssl_certfile else "ssl_keyfile"
+        yield config.problem(("server", key), "is set alone; allowed: ssl_certfile and ssl_keyfile together, or neither")
+    if server.root_path and not re.fullmatch(r"(/[^/\s]+)+", server.root_path):
+        yield config.problem(
+            ("server", "root_path"), f"{server.root_path!r} is not valid; allowed: a path such as '/llm', or nothing"
+        )
+    seen: dict[str, int] = {}
+    for index, model in enumerate(config.models):
+        for name in model.served_model_name or (model.model,):
+            if name in seen:
+                yield config.problem(
+                    ("models", index, "served_model_name"),
+                    f"{name!r} is not valid; allowed: a name that models[{seen[name]}] does not have",
+                )
+            seen.setdefault(name, index)
+    if not config.scheduler.enable_chunked_prefill:
+        budget = config.scheduler.max_num_batched_tokens
+        for index, model in enumerate(config.models):
+            if model.max_model_len and model.max_model_len > budget:
+                yield config.problem(
+                    ("models", index, "max_model_len"),
+                    f"{model.max_model_len} is not valid; allowed: at most scheduler.max_num_batched_tokens ({budget}) "
+                    "while scheduler.enable_chunked_prefill is off",
+                )

@@ -1,0 +1,46 @@
+"""`llmd check --device`: which device and attention backend each model would take, and why not the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from llmd.checks import find_source
+from llmd.errors import ModelError
+
+if TYPE_CHECKING:
+    from llmd.config import Config, ModelConfig
+    from llmd.plugin.catalog import Catalog
+
+
+def describe_devices(config: Config, catalog: Catalog) -> Iterator[str]:
+    """Lines for each model; imports torch, loads no weights."""
+    for model in config.models:
+        try:
+            yield from _describe(config, catalog, model)
+        except ModelError as error:
+            yield f"{model.model}: {error}"
+
+
+def _describe(config: Config, catalog: Catalog, model: ModelConfig) -> Iterator[str]:
+    from llmd.daemon import model_parts
+    from llmd.model.attention import select_backend
+    from llmd.model.config import read_config
+    from llmd.model.loader import attention_needs, select_device, select_dtype
+
+    source = find_source(catalog, model)
+    if source is None or source.check is None:
+        yield f"{model.model}: its files are fetched when it is served, so nothing can be said of its attention yet"
+        return
+    architecture = read_config(source.resolve(model, lambda progress: None))
+    device = select_device(model.device)
+    dtype = select_dtype(model.dtype, architecture, device)
+    cache = config.cache
+    needs = attention_needs(architecture, dtype, device, block_size=cache.block_size, kv_cache_dtype=cache.kv_cache_dtype)
+    yield f"{model.model}: {device}, {needs.dtype}, {needs.num_heads} heads of {needs.head_dim}, {needs.num_kv_heads} for KV"
+    parts = model_parts(catalog)
+    backends = parts.attention_backends
+    chosen, _ = select_backend(needs, backends, model.attention_backend, parts.select_attention_backend)
+    for name, spec in sorted(backends.items(), key=lambda item: -item[1].priority):
+        reasons = spec.build().why_not(needs)
+        yield f"  attention {name}: {'taken' if name == chosen else ', '.join(reasons) or 'usable, another goes before it'}"

@@ -1,0 +1,80 @@
+"""Attention backends: their protocol and how one is chosen. Loads no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from llmd.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmd.model.batch import Batch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionNeeds:
+    """What a model and device ask of an attention backend."""
+
+    device: str  # "cpu", "cuda" …
+    dtype: str  # "bfloat16" …
+    head_dim: int
+    num_heads: int
+    num_kv_heads: int
+    block_size: int
+    sliding_window: int | None = None
+    soft_cap: float | None = None
+    has_sinks: bool = False
+    kv_cache_dtype: str = "auto"
+
+
+class AttentionBackend(Protocol):
+    """Causal attention over the paged KV cache. One object serves all layers of a model."""
+
+    def why_not(self, needs: AttentionNeeds) -> list[str]:
+        """Reasons why it cannot serve these needs; empty means yes."""
+
+    def kv_shape(self, block_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
+        """What one layer of one block holds: [k/v, token, head, dim] in the common layout."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """What all layers of a step share; handed to every `forward` of the step as `meta`."""
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, meta: Any, *, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """Store k, v [T, K, D] in kv [num_blocks, *kv_shape], then attend with q [T, H, D]: [T, H, D], contiguous."""
+
+
+class BackendSpec(Protocol):
+    """What is read of an AttentionBackendSpec."""
+
+    @property
+    def build(self) -> Callable[[], AttentionBackend]: ...
+
+    @property
+    def priority(self) -> int: ...
+
+
+def select_backend(
+    needs: AttentionNeeds,
+    specs: Mapping[str, BackendSpec],
+    name: str = "auto",
+    select: Callable[[AttentionNeeds, Sequence[str]], str | None] | None = None,
+) -> tuple[str, AttentionBackend]:
+    """The backend that the config names, that the select hook names, or the usable one of highest priority."""
+    if name != "auto" and name not in specs:
+        raise ModelError(f"attention_backend {name!r} is not known; known are {', '.join(sorted(specs)) or 'none'}")
+    backends = {key: spec.build() for key, spec in specs.items() if name in ("auto", key)}
+    reasons = {key: backend.why_not(needs) for key, backend in backends.items()}
+    usable = sorted((key for key in backends if not reasons[key]), key=lambda key: (-specs[key].priority, key))
+    if not usable:
+        told = "; ".join(f"{key}: {', '.join(why)}" for key, why in sorted(reasons.items()))
+        raise ModelError(f"no attention backend can serve this model ({told or 'none is loaded'})")
+    chosen = select(needs, usable) if select is not None and name == "auto" else None
+    if chosen is not None and chosen not in usable:
+        raise ModelError(f"a plugin selected attention backend {chosen!r}; usable are {', '.join(usable)}")
+    chosen = chosen or usable[0]
+    return chosen, backends[chosen]

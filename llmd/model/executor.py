@@ -1,0 +1,264 @@
+"""ThreadExecutor: one daemon thread that owns every tensor, fed through a queue by the loop thread.
+
+    loop thread      start ─► submit(plan) ─► asyncio future ◄────────────── call_soon_threadsafe
+    executor thread           queue ─► runner.launch ─► (next launch) ─► pending.result ─┘
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+# Read when torch loads its OpenMP runtime: threads that spin for long starve whatever shares the cores with them.
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+
+import torch
+from llmd_kernels import native
+
+from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
+from llmd.engine.executor import ExecutorInfo, LoadProgress
+from llmd.engine.step import StepPlan, StepResult
+from llmd.errors import EngineFailure, LlmdError, StepFailed
+from llmd.model.loader import ModelParts
+from llmd.model.runner import PendingStep, Runner
+
+if TYPE_CHECKING:
+    from llmd.engine.grammar import Bitmask
+
+log = logging.getLogger("llmd.model")
+
+
+class _Job(NamedTuple):
+    """Something for the thread to do: a step, or any other call."""
+
+    future: asyncio.Future[Any]
+    call: Callable[[], Any] | None
+    plan: StepPlan | None = None
+    masks: Future[Bitmask] | None = None
+
+
+class _Launched(NamedTuple):
+    """A step whose result may still be on the device."""
+
+    job: _Job
+    pending: PendingStep
+
+
+class _Stop(NamedTuple):
+    """The last thing in the queue."""
+
+
+class ThreadExecutor:
+    """Drives one device. Implements `llmd.engine.executor.Executor`."""
+
+    def __init__(
+        self, model_config: ModelConfig, cache: CacheConfig, scheduler: SchedulerConfig, path: Path, parts: ModelParts
+    ) -> None:
+        self._runner = Runner(model_config, cache, scheduler, path, parts)
+        self._jobs: queue.SimpleQueue[_Job | _Stop] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._failure: EngineFailure | None = None
+        self._is_stopping = False
+
+    # --- the loop thread's side
+
+    async def start(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
+        """Load the model on the thread. `report` is called on the loop, at most so often as the loop turns."""
+        loop = self._loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(target=self._run, name="llmd-executor", daemon=True)
+        self._thread.start()
+        # The first start on a machine compiles the CPU kernels: beside the loading of the weights.
+        threading.Thread(target=native.prepare, args=(num_threads(),), name="llmd-kernels", daemon=True).start()
+
+        def progress(news: LoadProgress) -> None:
+            _call_soon(loop, report, news)
+
+        return await self._submit(_Job(loop.create_future(), lambda: self._runner.load(progress)))
+
+    def submit(self, plan: StepPlan, masks: Future[Bitmask] | None = None) -> asyncio.Future[StepResult]:
+        """Queue one step; the future raises StepFailed (this step) or EngineFailure (all of them)."""
+        loop = self._loop or asyncio.get_running_loop()
+        return self._submit(_Job(loop.create_future(), None, plan, masks))
+
+    async def ping(self) -> float:
+        """Seconds until the thread answered, behind what is queued."""
+        started_s = time.monotonic()
+        loop = asyncio.get_running_loop()
+        await self._submit(_Job(loop.create_future(), lambda: None))
+        return time.monotonic() - started_s
+
+    async def stop(self) -> None:
+        """Let queued steps finish, free the device, end the thread."""
+        thread = self._thread
+        if thread is None:
+            return
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._jobs.put(_Stop())
+        while thread.is_alive():  # a thread that hangs in a kernel must not block the loop
+            await asyncio.sleep(0.002)
+        self._thread = None
+
+    def _submit(self, job: _Job) -> asyncio.Future[Any]:
+        failure = self._failure
+        if failure is None and (self._is_stopping or self._thread is None or not self._thread.is_alive()):
+            failure = EngineFailure("the executor is stopped")
+        if failure is not None:
+            job.future.set_exception(failure)
+        else:
+            self._jobs.put(job)
+        return job.future
+
+    # --- the executor thread's side
+
+    def _run(self) -> None:
+        try:
+            self._prepare_thread()
+            self._work()
+        except BaseException as error:  # noqa: BLE001 - whatever ends this thread, those who wait must hear of it
+            self._fail(EngineFailure(f"the executor thread ended: {error!r}"))
+        finally:
+            self._refuse_rest()
+            self._runner.close()
+
+    def _prepare_thread(self) -> None:
+        torch.set_num_threads(num_threads())
+
+    def _work(self) -> None:
+        """Launch steps in order. While one is on a GPU, the next is launched before its result is waited for."""
+        launched: _Launched | None = None
+        while not isinstance(job := self._next(wait=launched is None), _Stop):
+            before, launched = launched, None
+            if job is not None and job.plan is not None and self._failure is None:
+                launched = self._launch(job)
+            self._finish(before)
+            if self._runner.is_synchronous:
+                self._finish(launched)
+                launched = None
+            if job is not None and self._failure is not None:
+                _answer(job.future, error=self._failure)
+            elif job is not None and job.plan is None:
+                self._call(job)
+        self._finish(launched)
+
+    def _next(self, *, wait: bool) -> _Job | _Stop | None:
+        """The next job; None when there is none yet and a result could be waited for meanwhile."""
+        try:
+            return self._jobs.get(block=wait)
+        except queue.Empty:
+            return None
+
+    def _call(self, job: _Job) -> None:
+        assert job.call is not None
+        try:
+            answer = job.call()
+        except LlmdError as error:
+            _answer(job.future, error=error)
+        except Exception as error:  # noqa: BLE001 - loading runs plugins' code; the loop gets what it raised
+            log.exception("loading failed")
+            _answer(job.future, error=error)
+        else:
+            _answer(job.future, answer)
+
+    def _launch(self, job: _Job) -> _Launched | None:
+        assert job.plan is not None
+        try:
+            return _Launched(job, self._runner.launch(job.plan, job.masks))
+        except Exception as error:  # noqa: BLE001 - one step's failure must not end the others
+            self._step_failed(job, error)
+            return None
+
+    def _finish(self, launched: _Launched | None) -> None:
+        if launched is None:
+            return
+        try:
+            result = launched.pending.result()
+        except Exception as error:  # noqa: BLE001 - as in _launch
+            self._step_failed(launched.job, error)
+            return
+        _answer(launched.job.future, result)
+
+    def _step_failed(self, job: _Job, error: Exception) -> None:
+        """This step only, unless the device is lost."""
+        if is_device_lost(error):
+            log.error("the device is lost: %s", error)
+            self._fail(EngineFailure(f"the device is lost: {type(error).__name__}"))
+            _answer(job.future, error=self._failure)
+            return
+        if not isinstance(error, StepFailed):
+            log.error("a step failed", exc_info=error)
+            error = StepFailed(f"the step failed: {type(error).__name__}")
+        _answer(job.future, error=error)
+
+    def _fail(self, failure: EngineFailure) -> None:
+        self._failure = self._failure or failure
+
+    def _refuse_rest(self) -> None:
+        """Nobody may wait for a thread that is gone."""
+        failure = self._failure = self._failure or EngineFailure("the executor is stopped")
+        while True:
+            try:
+                job = self._jobs.get(block=False)
+            except queue.Empty:
+                return
+            if isinstance(job, _Job):
+                _answer(job.future, error=failure)
+
+
+def num_threads() -> int:
+    """Cores for torch: those that this process may use, less one for the loop where there are more than two."""
+    if value := os.environ.get("OMP_NUM_THREADS", ""):
+        if value.isdecimal() and int(value) > 0:
+            return int(value)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if (quota := _cgroup_cores()) is not None:
+        cores = min(cores, quota)
+    return cores - 1 if cores > 2 else cores
+
+
+def _cgroup_cores() -> int | None:
+    """The container's CPU quota in whole cores, at least one."""
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
+    except (OSError, ValueError):
+        return None
+    return max(1, int(quota) // int(period)) if quota.isdecimal() else None
+
+
+def is_device_lost(error: BaseException) -> bool:
+    """Whether nothing can run on the device any more: a CUDA error that is not a lack of memory."""
+    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+        return False
+    accelerator_error = getattr(torch, "AcceleratorError", None)
+    return (accelerator_error is not None and isinstance(error, accelerator_error)) or "CUDA error" in str(error)
+
+
+def _answer(future: asyncio.Future[Any], answer: Any = None, error: BaseException | None = None) -> None:
+    """Resolve a future of the loop thread, unless nobody waits for it any more."""
+
+    def resolve() -> None:
+        if future.done():
+            return
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(answer)
+
+    _call_soon(future.get_loop(), resolve)
+
+
+def _call_soon(loop: asyncio.AbstractEventLoop, call: Callable[..., Any], *arguments: Any) -> None:
+    """call_soon_threadsafe; a loop that is closed has nobody left to tell."""
+    try:
+        loop.call_soon_threadsafe(call, *arguments)
+    except RuntimeError:
+        log.debug("the loop is closed, an answer is dropped")

@@ -1,0 +1,131 @@
+"""The KV pool: one tensor [block, layer, k/v, token, head, dim], so that a block moves to host, disk or peer in one copy.
+
+Layers see it through strided views [block, k/v, token, head, dim].
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from llmd.config import CacheConfig
+from llmd.errors import ModelError
+from llmd.model.batch import zeros
+
+log = logging.getLogger("llmd.model")
+
+_CPU_DEFAULT_MAX_BYTES = 4 << 30
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+class KVTensors:
+    """Owns the pool; it can be given back (sleep) and taken again (wake) without a new process."""
+
+    def __init__(
+        self, num_blocks: int, num_layers: int, kv_shape: tuple[int, ...], dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.dtype = dtype
+        self.device = device
+        self._shape = (num_blocks, num_layers, *kv_shape)
+        self.layers: tuple[Tensor, ...] = ()
+        self.pool: Tensor | None = None
+        self.refill()
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the whole pool."""
+        return math.prod(self._shape) * self.dtype.itemsize
+
+    def release(self) -> None:
+        """Give the memory back; what was cached is lost."""
+        self.pool, self.layers = None, ()
+
+    def refill(self) -> None:
+        """Take the memory (again), empty."""
+        self.pool = zeros(self._shape, self.dtype, self.device)
+        self.layers = tuple(self.pool.unbind(1))
+
+
+class Sizes(NamedTuple):
+    """How large the pool and the context are."""
+
+    num_blocks: int
+    max_model_len: int
+
+
+def kv_dtype(name: str, model_dtype: torch.dtype) -> torch.dtype:
+    """The pool's dtype for `kv_cache_dtype`."""
+    if name == "auto":
+        return model_dtype
+    if name not in _DTYPES:
+        raise ModelError(f"kv_cache_dtype must be 'auto' or one of {', '.join(_DTYPES)}, got {name!r}")
+    return _DTYPES[name]
+
+
+def pool_bytes(cache: CacheConfig, device: torch.device, used_bytes: int = 0) -> int:
+    """How many bytes the KV pool may have. `used_bytes`: weights and activations on a GPU, measured."""
+    if cache.kv_cache_bytes is not None:
+        return cache.kv_cache_bytes
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        room = int(total * cache.gpu_memory_utilization) - used_bytes
+        if room <= 0:
+            raise ModelError(
+                f"gpu_memory_utilization {cache.gpu_memory_utilization} leaves no room for a KV pool: weights and activations "
+                f"take {show(used_bytes)} of {show(total)}"
+            )
+        return room
+    return min(free_memory() // 4, _CPU_DEFAULT_MAX_BYTES)
+
+
+def size_pool(num_bytes: int, block_bytes: int, block_size: int, context_length: int, wanted: int | None) -> Sizes:
+    """Blocks that fit, and the context they allow: a context the user asked for must fit, the model's own may shrink."""
+    num_blocks = num_bytes // block_bytes
+    room = num_blocks * block_size
+    if wanted is not None and wanted > context_length:
+        raise ModelError(f"max_model_len {wanted} is beyond the model's context of {context_length} tokens")
+    if room == 0 or (wanted is not None and wanted > room):
+        needed = max(1, -(-(wanted or 1) // block_size))
+        raise ModelError(
+            f"max_model_len {wanted or 'any'} does not fit the KV pool: {needed} blocks of {show(block_bytes)} are "
+            f"{show(needed * block_bytes)}, the pool has {show(num_bytes)}; raise kv_cache_bytes or gpu_memory_utilization, "
+            "or lower max_model_len"
+        )
+    if wanted is None and room < context_length:
+        log.warning("max_model_len is %d, not the model's %d: the KV pool holds no more tokens", room, context_length)
+    return Sizes(num_blocks, min(wanted or context_length, room))
+
+
+def free_memory() -> int:
+    """Bytes of host memory that are free for use, a container's limit included."""
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            for line in file:
+                if line.startswith("MemAvailable:"):
+                    free = int(line.split()[1]) * 1024
+    except OSError:
+        log.debug("no /proc/meminfo, taking the free pages")
+    limit = _read_int("/sys/fs/cgroup/memory.max")
+    used = _read_int("/sys/fs/cgroup/memory.current")
+    return free if limit is None or used is None else max(0, min(free, limit - used))
+
+
+def _read_int(path: str) -> int | None:
+    try:
+        with open(path, encoding="ascii") as file:
+            text = file.read().strip()
+    except OSError:
+        return None
+    return int(text) if text.isdecimal() else None
+
+
+def show(num_bytes: int) -> str:
+    """Bytes for people."""
+    return f"{num_bytes / (1 << 30):.2f} GiB" if num_bytes >= 1 << 30 else f"{num_bytes / (1 << 20):.2f} MiB"

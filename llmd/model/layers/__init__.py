@@ -1,0 +1,130 @@
+"""The layers that architectures are made of. `Layers` is handed to them, so that they never mention quantization, ranks,
+dtypes or devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from llmd.errors import ModelError
+from llmd.model.config import ArchitectureConfig, RopeConfig
+from llmd.model.layers.activation import gated_activation
+from llmd.model.layers.attention import Attention
+from llmd.model.layers.embedding import Embedding, LMHead
+from llmd.model.layers.linear import Linear, Part
+from llmd.model.layers.norm import RMSNorm
+from llmd.model.layers.parameters import Layer, Shard, Slice, WeightSlot
+from llmd.model.layers.rotary import Rotary
+
+if TYPE_CHECKING:
+    from llmd.model.attention import AttentionBackend
+
+__all__ = [
+    "Attention", "Embedding", "LMHead", "Layer", "Layers", "Linear", "Part", "RMSNorm", "Rotary", "Shard", "Slice", "WeightSlot",
+]  # fmt: skip
+
+
+class Layers:
+    """Makes layers for one model on one device. Parameters are declared, not allocated: the loader gives them memory."""
+
+    def __init__(
+        self,
+        config: ArchitectureConfig,
+        backend: AttentionBackend,
+        *,
+        dtype: torch.dtype,
+        device: torch.device,
+        max_model_len: int,
+        shard: Shard | None = None,
+    ) -> None:
+        self.config = config
+        self.backend = backend
+        self.dtype = dtype
+        self.device = device
+        self.max_model_len = max_model_len
+        self.shard = shard or Shard()
+        self.num_heads = self.shard.part(config.num_heads, "num_attention_heads")  # of this rank
+        self.num_kv_heads = max(1, config.num_kv_heads // self.shard.world)  # of this rank
+        self._rotaries: dict[tuple[RopeConfig, int], Rotary] = {}
+
+    def embedding(self) -> Embedding:
+        """The token table."""
+        return Embedding(self.config.vocab_size, self.config.hidden_size, dtype=self.dtype, device=self.device)
+
+    def lm_head(self, embedding: Embedding) -> LMHead:
+        """Logits, from the embedding's own table where the checkpoint ties them."""
+        tied = embedding if self.config.tie_word_embeddings else None
+        return LMHead(self.config.vocab_size, self.config.hidden_size, tied, dtype=self.dtype, device=self.device)
+
+    def norm(self, size: int | None = None) -> RMSNorm:
+        """RMSNorm over the hidden size, or over `size`."""
+        return RMSNorm(size or self.config.hidden_size, self.config.rms_norm_eps, dtype=self.dtype, device=self.device)
+
+    def linear(self, in_features: int, out_features: int, *, bias: bool = False) -> Linear:
+        """A linear that every rank holds whole."""
+        return self._linear([Part("", Slice.of(out_features, None, ""))], Slice.of(in_features, None, ""), bias)
+
+    def qkv(self, *, bias: bool = False) -> Linear:
+        """q_proj, k_proj and v_proj in one; its output is cut by `split_qkv`."""
+        config, shard = self.config, self.shard
+        q = Slice.of(config.num_heads * config.head_dim, shard, "num_attention_heads * head_dim")
+        kv = self._kv_rows()
+        parts = [Part("q_proj", q), Part("k_proj", kv), Part("v_proj", kv)]
+        return self._linear(parts, Slice.of(config.hidden_size, None, ""), bias)
+
+    def split_qkv(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """[T, (H + 2K)·D] → views q [T, H, D], k and v [T, K, D]."""
+        heads = qkv.view(qkv.shape[0], -1, self.config.head_dim)
+        return heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)  # type: ignore[return-value]
+
+    def gate_up(self, *, bias: bool = False) -> Linear:
+        """gate_proj and up_proj in one; its output goes to `activation`."""
+        rows = Slice.of(self.config.intermediate_size, self.shard, "intermediate_size")
+        return self._linear(
+            [Part("gate_proj", rows), Part("up_proj", rows)], Slice.of(self.config.hidden_size, None, ""), bias
+        )
+
+    def activation(self) -> Callable[[torch.Tensor], torch.Tensor]:
+        """act(gate) · up."""
+        return gated_activation(self.config.hidden_act)
+
+    def output(self, in_features: int, *, bias: bool = False) -> Linear:
+        """Back to the hidden size from features that are split among the ranks."""
+        if bias and self.shard.world > 1 and self.shard.rank:
+            bias = False  # added once, by the first rank
+        return self._linear(
+            [Part("", Slice.of(self.config.hidden_size, None, ""))],
+            Slice.of(in_features, self.shard, "in_features"),
+            bias,
+            reduce=self.shard if self.shard.world > 1 else None,
+        )
+
+    def rotary(self) -> Rotary:
+        """The model's rotary embedding; its table is made once."""
+        key = (self.config.rope, self.config.head_dim)
+        if key not in self._rotaries:
+            self._rotaries[key] = Rotary(*key, self.max_model_len, self.device)
+        return self._rotaries[key]
+
+    def attention(self, index: int, *, scale: float | None = None) -> Attention:
+        """Attention of layer `index`."""
+        window = self.config.windows[index] if self.config.windows else None
+        return Attention(self.backend, index, scale or self.config.head_dim**-0.5, window)
+
+    def _kv_rows(self) -> Slice:
+        """Key or value rows of this rank; with more ranks than heads, several ranks hold the same head."""
+        config, shard = self.config, self.shard
+        full = config.num_kv_heads * config.head_dim
+        if config.num_kv_heads >= shard.world:
+            return Slice.of(full, shard, "num_key_value_heads * head_dim")
+        if shard.world % config.num_kv_heads:
+            raise ModelError(
+                f"{shard.world} ranks cannot share num_key_value_heads ({config.num_kv_heads}): one must divide the other"
+            )
+        head = shard.rank * config.num_kv_heads // shard.world
+        return Slice(full, head * config.head_dim, config.head_dim)
+
+    def _linear(self, parts: list[Part], columns: Slice, bias: bool, reduce: Shard | None = None) -> Linear:
+        return Linear(parts, columns, bias=bias, dtype=self.dtype, device=self.device, reduce=reduce)

@@ -1,0 +1,36 @@
+"""Activations of gated MLPs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from llmd_kernels.silu_mul import silu_mul
+
+from llmd.errors import ModelError
+
+
+def _gelu_tanh_mul(x: torch.Tensor) -> torch.Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return F.gelu(gate, approximate="tanh") * up
+
+
+def _gelu_mul(x: torch.Tensor) -> torch.Tensor:
+    gate, up = x.chunk(2, dim=-1)
+    return F.gelu(gate) * up
+
+
+_GATED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": silu_mul,
+    "swish": silu_mul,
+    "gelu": _gelu_mul,
+    "gelu_pytorch_tanh": _gelu_tanh_mul,
+}
+
+
+def gated_activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
+    """act(gate) · up over [T, 2·D] → [T, D]."""
+    if name not in _GATED:
+        raise ModelError(f"config.json: hidden_act must be one of {', '.join(_GATED)}, got {name!r}")
+    return _GATED[name]

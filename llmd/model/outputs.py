@@ -1,0 +1,125 @@
+"""What a step gives besides tokens: prompt log-probabilities, pooled vectors, and errors of single rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmd.engine.params import PoolingParams
+from llmd.engine.step import TokenLogprobs
+from llmd.model.sampler import prompt_logprobs
+
+if TYPE_CHECKING:
+    from llmd.engine.grammar import Bitmask
+
+_LOGITS_BYTES_AT_ONCE = 64 << 20
+
+
+class PromptScorer:
+    """Prompt log-probabilities of a step, computed a few positions at a time: a whole prompt's logits would be gigabytes."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
+        self._logits = logits
+        self._found: dict[int, list[TokenLogprobs]] = {}
+        self._at_once = 0
+
+    def score(self, row: int, hidden: Tensor, next_ids: Tensor, num_top: int) -> None:
+        """hidden [P, hidden_size] at the positions before next_ids [P]."""
+        entries: list[TokenLogprobs] = []
+        start = 0
+        while start < hidden.shape[0]:
+            part = slice(start, start + (self._at_once or 1))
+            logits = self._logits(hidden[part])
+            self._at_once = self._at_once or max(1, _LOGITS_BYTES_AT_ONCE // (4 * logits.shape[1]))
+            entries += prompt_logprobs(logits, next_ids[part], num_top)
+            start += logits.shape[0]
+        self._found[row] = entries
+
+    def take(self) -> dict[int, list[TokenLogprobs]]:
+        """This step's entries by row."""
+        found, self._found = self._found, {}
+        return found
+
+
+class _Sum(NamedTuple):
+    """Hidden states added up over the chunks of a prompt."""
+
+    total: Tensor  # [hidden_size] float32
+    count: int
+
+
+class Pooler:
+    """Pools hidden states of prompts: the last one, or the mean, which accumulates over chunks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, _Sum] = {}
+        self._vectors: dict[int, Tensor] = {}
+
+    def admit(self, row: int) -> None:
+        """A sequence begins (again) in this row."""
+        self._sums.pop(row, None)
+
+    def release(self, row: int) -> None:
+        """The row is free."""
+        self._sums.pop(row, None)
+
+    def feed(self, row: int, hidden: Tensor, start: int, is_last: bool, params: PoolingParams) -> str | None:
+        """A chunk's hidden states [count, hidden_size] from position `start` on; what is wrong, or None."""
+        if params.dimensions is not None and params.dimensions > hidden.shape[1]:
+            return f"dimensions must be at most {hidden.shape[1]}, got {params.dimensions}" if is_last else None
+        if params.pooling == "mean":
+            total, count = self._sums.pop(row, _Sum(torch.zeros((), device=hidden.device), 0))
+            if count != start:
+                return "a mean needs every hidden state of the prompt, but its beginning was not computed"
+            sums = _Sum(total + hidden.float().sum(0), count + hidden.shape[0])
+            if not is_last:
+                self._sums[row] = sums
+                return None
+            vector = sums.total / sums.count
+        elif is_last:
+            vector = hidden[-1].float()
+        else:
+            return None
+        vector = vector[: params.dimensions]
+        self._vectors[row] = F.normalize(vector, dim=0) if params.normalize else vector.clone()
+        return None
+
+    def take(self) -> dict[int, Tensor]:
+        """This step's vectors by row, on the host."""
+        vectors, self._vectors = self._vectors, {}
+        return {row: vector.cpu() for row, vector in vectors.items()}
+
+
+def mask_logits(logits: Tensor, places: Sequence[int], bitmask: Bitmask) -> Tensor:
+    """Bar every token whose bit is not set: row i of `bitmask` for row places[i] of logits [R, V] float32, in place."""
+    words = np.ascontiguousarray(np.asarray(bitmask)).view(np.uint8)
+    allowed = np.unpackbits(words, axis=1, bitorder="little")[:, : logits.shape[1]].view(np.bool_)
+    barred = torch.from_numpy(~allowed).to(logits.device, non_blocking=True)
+    index = torch.from_numpy(np.asarray(places)).to(logits.device, non_blocking=True)
+    return logits.index_put_((index,), logits[index].masked_fill_(barred, float("-inf")))
+
+
+class RowErrors:
+    """Why single rows cannot be served; told with every step that computes them until they are released."""
+
+    def __init__(self) -> None:
+        self._errors: dict[int, str] = {}
+
+    def add(self, row: int, error: str) -> None:
+        """The first reason counts."""
+        self._errors.setdefault(row, error)
+
+    def release(self, row: int) -> None:
+        """The row is free, or taken by another sequence."""
+        self._errors.pop(row, None)
+
+    def of(self, rows: Iterable[int]) -> dict[int, str]:
+        """Errors of these rows."""
+        if not self._errors:
+            return {}
+        return {row: self._errors[row] for row in rows if row in self._errors}

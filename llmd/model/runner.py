@@ -1,0 +1,384 @@
+"""One step on the device: apply the plan to the rows, run the model, sample, and bring the results back.
+
+Everything here runs on the executor thread. `launch` queues the work and returns a PendingStep whose `result` waits for
+the device; on a GPU the next step can be launched in between.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
+from llmd.engine.executor import ExecutorInfo, KVGroup, LoadProgress
+from llmd.engine.params import PoolingParams, SamplingParams
+from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan, StepResult, TokenLogprobs
+from llmd.errors import ModelError
+from llmd.model.batch import Batch, RowArrays
+from llmd.model.kv_tensors import KVTensors, kv_dtype, pool_bytes, show, size_pool
+from llmd.model.loader import LoadedModel, ModelParts, load_model, plan_model
+from llmd.model.logits import LogitsContext
+from llmd.model.outputs import Pooler, PromptScorer, RowErrors, mask_logits
+from llmd.model.sampler import PendingTokens, Sampler, SamplerContext
+
+if TYPE_CHECKING:
+    from llmd.engine.grammar import Bitmask
+
+log = logging.getLogger("llmd.model")
+
+_WEIGHTS_SHARE = 0.95  # of the loading bar; the rest is the KV pool and warm-up
+
+
+class PendingStep:
+    """A launched step; `result` may be asked for once."""
+
+    def __init__(
+        self,
+        plan: StepPlan,
+        started_s: float,
+        tokens: PendingTokens | None = None,
+        prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None,
+        pooled: dict[int, Tensor] | None = None,
+        errors: dict[int, str] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._started_s = started_s
+        self._tokens = tokens
+        self._prompt_logprobs = prompt_logprobs or {}
+        self._pooled = pooled or {}
+        self._errors = errors or {}
+
+    def result(self) -> StepResult:
+        """Wait for the device and turn what it computed into plain data."""
+        host = self._tokens.result() if self._tokens is not None else None
+        errors = self._errors
+        pooled = {}
+        for row, vector in self._pooled.items():
+            if bool(torch.isfinite(vector).all()):
+                pooled[row] = vector.numpy()
+            else:
+                errors.setdefault(row, "the model's hidden states are not finite")
+        if host is not None:
+            errors = {**host.errors, **errors}
+        return StepResult(
+            step_id=self._plan.step_id,
+            token_ids=host.token_ids if host is not None else (),
+            logprobs=host.logprobs if host is not None else {},
+            prompt_logprobs=self._prompt_logprobs,
+            pooled=pooled,
+            errors=errors,
+            forward_s=time.perf_counter() - self._started_s,
+        )
+
+
+class Runner:
+    """Owns weights, KV pool, rows and sampler of one model."""
+
+    def __init__(
+        self, model_config: ModelConfig, cache: CacheConfig, scheduler: SchedulerConfig, path: Path, parts: ModelParts
+    ) -> None:
+        self._config, self._cache, self._scheduler = model_config, cache, scheduler
+        self._path, self._parts = path, parts
+
+    # --- start
+
+    def load(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
+        """Load the weights, size the pool, build the sampler, warm up."""
+        started_s = time.perf_counter()
+        blueprint = plan_model(
+            self._config,
+            self._path,
+            self._parts,
+            block_size=self._cache.block_size,
+            kv_cache_dtype=self._cache.kv_cache_dtype,
+        )
+        wanted = self._config.max_model_len
+        context = blueprint.config.context_length
+        if blueprint.config.rope.kind == "dynamic" and wanted is not None:
+            context = max(context, wanted)  # stretched as far as it is told to
+        self._dtype = kv_dtype(self._cache.kv_cache_dtype, blueprint.dtype)
+        sizes = None
+        if blueprint.device.type == "cpu" or self._cache.kv_cache_bytes is not None:
+            # Known before the weights: a context that does not fit is told at once.
+            sizes = size_pool(
+                pool_bytes(self._cache, blueprint.device), self._block_bytes(blueprint), self._cache.block_size, context, wanted
+            )
+        self._model = load_model(
+            self._config,
+            self._path,
+            self._parts,
+            blueprint,
+            max_model_len=sizes.max_model_len if sizes else wanted or context,
+            report=lambda progress: report(LoadProgress(progress.phase, progress.fraction * _WEIGHTS_SHARE)),
+        )
+        self.device = blueprint.device
+        report(LoadProgress("KV pool", _WEIGHTS_SHARE))
+        if sizes is None:
+            used = self._profile(wanted or context)
+            sizes = size_pool(
+                pool_bytes(self._cache, self.device, used), self._block_bytes(blueprint), self._cache.block_size, context, wanted
+            )
+        self._allocate(sizes.num_blocks, sizes.max_model_len)
+        report(LoadProgress("warm-up", 0.98))
+        self._warm_up()
+        report(LoadProgress("ready", 1.0))
+        return self._info(time.perf_counter() - started_s)
+
+    def _block_bytes(self, blueprint: Any) -> int:
+        config = blueprint.config
+        shape = blueprint.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
+        return config.num_layers * int(np.prod(shape)) * self._dtype.itemsize
+
+    def _allocate(self, num_blocks: int, max_model_len: int) -> None:
+        """Rows, pool and what reads them."""
+        config, max_rows = self._model.config, self._scheduler.max_num_seqs
+        self.max_model_len = max_model_len
+        shape = self._model.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
+        self.kv = KVTensors(num_blocks, config.num_layers, shape, self._dtype, self.device)
+        self.rows = RowArrays(max_rows, max_model_len, self._cache.block_size, 1, self.device)
+        self._sampler = self._build_sampler(max_rows, max_model_len)
+        self._scorer = PromptScorer(self._model.module.logits)  # type: ignore[arg-type]
+        self._pooler = Pooler()
+        self._errors = RowErrors()
+        self._params: dict[int, SamplingParams | PoolingParams] = {}
+        self._num_prompt_tokens: dict[int, int] = {}
+
+    def _build_sampler(self, max_rows: int, max_model_len: int) -> Sampler:
+        vocab_size = self._model.config.vocab_size
+        facts = LogitsContext(
+            max_num_rows=max_rows, max_model_len=max_model_len, vocab_size=vocab_size, device=self.device
+        )
+        specs = sorted(self._parts.logits_processors.values(), key=lambda spec: spec.order)
+        context = SamplerContext(
+            max_num_rows=max_rows,
+            max_model_len=max_model_len,
+            vocab_size=vocab_size,
+            device=self.device,
+            logits_processors=[spec.build(facts) for spec in specs],
+        )
+        if not self._parts.samplers:
+            raise ModelError("no sampler plugin is loaded")
+        return max(self._parts.samplers.values(), key=lambda spec: spec.priority).build(context)
+
+    def _profile(self, max_model_len: int) -> int:
+        """Bytes of the device in use at the peak of the largest step."""
+        torch.cuda.reset_peak_memory_stats(self.device)
+        self._allocate(self._num_profile_blocks(), max_model_len)
+        self._warm_up()
+        self.kv.release()
+        torch.cuda.synchronize(self.device)
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.empty_cache()
+        free, total = torch.cuda.mem_get_info(self.device)
+        others = total - free - torch.cuda.memory_reserved(self.device)
+        return peak + max(0, others)
+
+    def _num_profile_blocks(self) -> int:
+        return -(-self._scheduler.max_num_batched_tokens // self._cache.block_size) + 1
+
+    def _warm_up(self) -> None:
+        """The largest prompt step and a decode step on rows that nobody uses yet: kernels, thread pools and buffers exist."""
+        block_size = self._cache.block_size
+        count = min(self._scheduler.max_num_batched_tokens, self.max_model_len - 1, self.kv.num_blocks * block_size - 1)
+        if self.device.type == "cpu":
+            count = min(count, 16)
+        if count < 1:
+            return
+        params = SamplingParams(temperature=0.0, max_tokens=2)
+        blocks = range(-(-(count + 1) // block_size))
+        admit = RowAdmit(
+            row=0, seq_id=0, request_id="warm-up", token_ids=(0,) * count, num_prompt_tokens=count, params=params, seed=0
+        )
+        self.run(
+            StepPlan(
+                step_id=-2, admitted=[admit], block_updates=[BlockUpdate(0, 0, 0, blocks)], rows=[0], starts=[0],
+                counts=[count], num_logits=[1], samples=[True],
+            )
+        )  # fmt: skip
+        self.run(StepPlan(step_id=-1, rows=[0], starts=[count], counts=[1], num_logits=[1], samples=[True]))
+        self._release(0)
+
+    def _info(self, elapsed_s: float) -> ExecutorInfo:
+        model = self._model
+        log.info(
+            "loaded in %.1f s: weights %s, KV pool %s (%d blocks), context %d, attention %s, %s on %s",
+            elapsed_s, show(model.weights_bytes), show(self.kv.num_bytes), self.kv.num_blocks, self.max_model_len,
+            model.backend_name, model.dtype, self.device,
+        )  # fmt: skip
+        return ExecutorInfo(
+            num_blocks=self.kv.num_blocks,
+            block_size=self._cache.block_size,
+            max_num_seqs=self._scheduler.max_num_seqs,
+            max_model_len=self.max_model_len,
+            vocab_size=model.config.vocab_size,
+            kv_groups=(KVGroup(num_layers=model.config.num_layers),),
+            weights_bytes=model.weights_bytes,
+            kv_bytes=self.kv.num_bytes,
+            device=str(self.device),
+            attention_backend=model.backend_name,
+            facts={
+                "architecture": model.config.architectures[0],
+                "dtype": str(model.dtype).removeprefix("torch."),
+                "quantization": model.quantization,
+                "load_s": elapsed_s,
+            },
+        )
+
+    # --- steps
+
+    @property
+    def is_synchronous(self) -> bool:
+        """Whether a launched step is already computed, so that there is nothing to overlap."""
+        device = getattr(self, "device", None)
+        return device is None or device.type == "cpu"
+
+    def run(self, plan: StepPlan, masks: Future[Bitmask] | None = None) -> StepResult:
+        """One step, start to end."""
+        return self.launch(plan, masks).result()
+
+    @torch.inference_mode()
+    def launch(self, plan: StepPlan, masks: Future[Bitmask] | None = None) -> PendingStep:
+        """Queue a step's work on the device."""
+        started_s = time.perf_counter()
+        self._apply(plan)
+        if not plan.rows:
+            return PendingStep(plan, started_s)
+        batch = self.rows.batch(plan)
+        hidden = self.forward(batch)
+        tokens = self._sample(plan, batch, hidden, masks)
+        self._score_prompts(plan, batch, hidden)
+        self._pool(plan, batch, hidden)
+        return PendingStep(
+            plan, started_s, tokens, self._scorer.take(), self._pooler.take(), self._errors.of(plan.rows)
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Hidden states [T, hidden_size] of a batch."""
+        batch = replace(batch, kv=self.kv.layers, attention=self._model.backend.prepare(batch))
+        return self._model.module(batch)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, hidden_size] → [N, vocab_size] float32."""
+        return self._model.module.logits(hidden)  # type: ignore[operator]
+
+    def _apply(self, plan: StepPlan) -> None:
+        """Rows go, rows come, rows get blocks."""
+        for row in plan.released:
+            self._release(row)
+        for admit in plan.admitted:
+            self._admit(admit)
+        if plan.block_updates:
+            self.rows.update_blocks(plan.block_updates)
+        if plan.token_updates:
+            self.rows.update_tokens(plan.token_updates)
+
+    def _release(self, row: int) -> None:
+        self._sampler.release(row)
+        self._pooler.release(row)
+        self._errors.release(row)
+        self._params.pop(row, None)
+
+    def _admit(self, admit: RowAdmit) -> None:
+        """A sequence that cannot be served as it is gets an error of its own; the step goes on without harm."""
+        self._errors.release(admit.row)
+        ids = np.asarray(admit.token_ids, dtype=np.int64)
+        vocab_size = self._model.config.vocab_size
+        if ids.size > self.max_model_len or ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab_size:
+            self._errors.add(admit.row, f"token ids must be below {vocab_size} and at most {self.max_model_len} of them")
+            ids = ids[: self.max_model_len].clip(0, vocab_size - 1)
+        self._params[admit.row] = admit.params
+        self._num_prompt_tokens[admit.row] = admit.num_prompt_tokens
+        self.rows.admit(admit.row, ids)
+        self._pooler.admit(admit.row)
+        try:
+            self._sampler.admit(admit)
+        except Exception as error:  # noqa: BLE001 - a plugin's processor must not end other sequences' step
+            log.exception("a sampler or logits processor refused row %d", admit.row)
+            self._errors.add(admit.row, f"the sampler refused the request: {error}")
+            self._sampler.admit(_plain(admit))
+
+    def _sample(
+        self, plan: StepPlan, batch: Batch, hidden: Tensor, masks: Future[Bitmask] | None
+    ) -> PendingTokens | None:
+        """Draw a token for each row that samples, and write it where the next step reads it."""
+        chosen = [index for index, samples in enumerate(plan.samples) if samples]
+        if not chosen:
+            return None
+        if len(chosen) == batch.num_rows == batch.num_tokens:
+            last, rows, num_tokens = hidden, batch.rows, batch.seq_lens.long()
+        else:
+            index = torch.from_numpy(np.asarray(chosen)).to(self.device, non_blocking=True)
+            last = hidden[batch.query_start[1:][index].long() - 1]
+            rows, num_tokens = batch.rows[index], batch.seq_lens[index].long()
+        logits = self.logits(last)
+        if masks is not None and plan.masked:
+            places = [chosen.index(index) for index in plan.masked]
+            logits = mask_logits(logits, places, masks.result())
+        sampled = self._sampler.sample(
+            logits,
+            rows,
+            num_tokens,
+            self.rows.token_ids,
+            host_rows=[plan.rows[index] for index in chosen],
+            max_tokens=batch.max_seq_len,
+        )
+        self.rows.append(rows, num_tokens, sampled.token_ids)
+        return sampled.to_host()
+
+    def _score_prompts(self, plan: StepPlan, batch: Batch, hidden: Tensor) -> None:
+        """Log-probabilities of prompt tokens, from the logits one position before each."""
+        first = 0
+        for row, start, count, num_logits in zip(plan.rows, plan.starts, plan.counts, plan.num_logits, strict=True):
+            params = self._params.get(row)
+            if num_logits and isinstance(params, SamplingParams) and params.prompt_logprobs is not None:
+                begin = start + count - num_logits
+                end = min(start + count, self._num_prompt_tokens[row] - 1)
+                if begin < end:
+                    here = slice(first + begin - start, first + end - start)
+                    next_ids = self.rows.token_ids[row, begin + 1 : end + 1].long()
+                    self._scorer.score(row, hidden[here], next_ids, params.prompt_logprobs)
+            first += count
+
+    def _pool(self, plan: StepPlan, batch: Batch, hidden: Tensor) -> None:
+        """Hidden states of rows that want a vector."""
+        first = 0
+        for row, start, count in zip(plan.rows, plan.starts, plan.counts, strict=True):
+            params = self._params.get(row)
+            if isinstance(params, PoolingParams):
+                is_last = start + count >= self._num_prompt_tokens[row]
+                error = self._pooler.feed(row, hidden[first : first + count], start, is_last, params)
+                if error is not None:
+                    self._errors.add(row, error)
+            first += count
+
+    # --- sleep and wake
+
+    def release_kv(self) -> None:
+        """Give the KV pool's memory back; every cached block is lost."""
+        self.kv.release()
+
+    def refill_kv(self) -> None:
+        """Take the KV pool's memory again."""
+        self.kv.refill()
+
+    def close(self) -> None:
+        """Drop every tensor."""
+        self.__dict__.pop("_model", None)
+        for name in ("kv", "rows", "_sampler", "_scorer", "_pooler"):
+            self.__dict__.pop(name, None)
+        if getattr(self, "device", None) is not None and self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+
+def _plain(admit: RowAdmit) -> RowAdmit:
+    """The same row, greedy: it fills a place in the batch, its tokens mean nothing."""
+    return replace(admit, params=SamplingParams(temperature=0.0), bad_words_ids=())

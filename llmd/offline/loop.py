@@ -1,0 +1,91 @@
+"""What LLM runs on: an event loop in a thread, and a progress bar."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Coroutine
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from llmd.text.stream import RequestStream
+
+T = TypeVar("T")
+
+_CLEANUP_S = 30.0  # how long an interrupted call waits until its requests are aborted
+
+
+class LoopThread:
+    """An event loop in a daemon thread."""
+
+    def __init__(self) -> None:
+        self._loop = _new_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="llmd-loop", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_current(self) -> bool:
+        """Whether this is the loop's own thread."""
+        return threading.current_thread() is self._thread
+
+    def call(self, work: Coroutine[Any, Any, T]) -> T:
+        """Run `work` to its end and return its result; Ctrl-C here cancels it, waits for its cleanup and goes on up."""
+        future = asyncio.run_coroutine_threadsafe(self._watched(work, done := threading.Event()), self._loop)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()
+            done.wait(_CLEANUP_S)
+            raise
+
+    async def _watched(self, work: Coroutine[Any, Any, T], done: threading.Event) -> T:
+        try:
+            return await work
+        finally:
+            done.set()
+
+    def stop(self) -> None:
+        """End the loop and its thread."""
+        if self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+            self._loop.close()
+
+
+class Progress:
+    """A bar over the prompts with tokens a second, or nothing."""
+
+    def __init__(self, use_tqdm: bool | Callable[..., Any], num_prompts: int) -> None:
+        self._bar: Any = None
+        self._num_prompt_tokens = self._num_output_tokens = 0
+        if use_tqdm:
+            from tqdm.auto import tqdm
+
+            make = use_tqdm if callable(use_tqdm) else tqdm
+            self._bar = make(total=num_prompts, desc="Processed prompts", dynamic_ncols=True)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def add(self, stream: RequestStream) -> None:
+        """One more is done."""
+        if self._bar is None:
+            return
+        self._num_prompt_tokens += len(stream.request.prompt)
+        self._num_output_tokens += stream.num_output_tokens
+        elapsed_s = self._bar.format_dict["elapsed"] or 1e-9
+        speed_in, speed_out = self._num_prompt_tokens / elapsed_s, self._num_output_tokens / elapsed_s
+        self._bar.set_postfix_str(f"in {speed_in:.1f} tok/s, out {speed_out:.1f} tok/s", refresh=False)
+        self._bar.update(1)
+
+
+def _new_loop() -> asyncio.AbstractEventLoop:
+    try:
+        import uvloop
+    except ImportError:  # there is none for Windows
+        return asyncio.new_event_loop()
+    return uvloop.new_event_loop()

@@ -1,0 +1,154 @@
+"""The outermost layer of every request: its id, its receipt (exactly one summary each) and its errors."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Any
+
+from aiohttp import web
+
+from llmd.log import request_id
+from llmd.plugin.specs import RequestSummary
+from llmd.server.errors import WireError, error_response, wire_error
+
+if TYPE_CHECKING:
+    from llmd.server.app import ServerContext
+    from llmd.server.auth import Principal
+    from llmd.text.stream import RequestStream
+
+logger = logging.getLogger("llmd.server")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+RECEIPT: Any = web.RequestKey("receipt", object) if hasattr(web, "RequestKey") else "llmd.receipt"  # new in aiohttp 3.14
+CLIENT_LEFT = "abort"
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
+CLIENT_GONE = 499  # only ever logged: nobody is left to read it
+_MAX_GAPS = 65536
+
+
+class Receipt:
+    """What is known of one HTTP request; handlers fill it in, the outermost middleware turns it into the summary."""
+
+    __slots__ = (
+        "client_gone", "facts", "finish_reasons", "gaps_s", "headers", "key", "model", "principal", "request_id",
+        "route", "started_s", "streams",
+    )  # fmt: skip
+
+    def __init__(self, request: web.Request) -> None:
+        resource = request.match_info.route.resource
+        self.request_id = request_id_of(request)
+        self.route = resource.canonical if resource is not None else ""
+        self.started_s = time.monotonic()
+        self.model = self.key = ""
+        self.principal: Principal | None = None
+        self.headers: dict[str, str] = {}  # put on the answer, streamed or not, an error or not
+        self.streams: list[RequestStream] = []
+        self.finish_reasons: list[str] = []
+        self.gaps_s: list[float] = []  # between two pieces of one sequence
+        self.facts: dict[str, Any] = {"method": request.method}
+        self.client_gone = False
+
+    def finished(self, reason: str) -> None:
+        """One sequence ended."""
+        self.finish_reasons.append(reason)
+
+    def failed(self, answer: WireError, error: BaseException) -> None:
+        """The request ended with an error; one that is our own mistake is logged with its traceback."""
+        self.facts["error"] = answer.message
+        if answer.code == "internal_error":
+            logger.error("request %s to %s failed", self.request_id, self.route, exc_info=error)
+
+    def summary(self, status: int) -> RequestSummary:
+        """The receipt as everyone else sees it; `itl_s` in the facts are the gaps between pieces of output."""
+        now, streams = time.monotonic(), self.streams
+        first = [stream.first_token_s for stream in streams if stream.first_token_s is not None]
+        queued = [stream.queued_s for stream in streams if stream.queued_s is not None]
+        ends = self.finish_reasons or [CLIENT_LEFT] * (self.client_gone and bool(streams))
+        if self.gaps_s:
+            self.facts["itl_s"] = self.gaps_s[:_MAX_GAPS]
+        return RequestSummary(
+            request_id=self.request_id,
+            model=self.model,
+            key=self.key,
+            route=self.route,
+            status=status,
+            finish_reasons=tuple(ends),
+            num_prompt_tokens=sum(len(stream.request.prompt) for stream in streams),
+            num_cached_tokens=sum(stream.num_cached_tokens for stream in streams),
+            num_output_tokens=sum(stream.num_output_tokens for stream in streams),
+            queue_s=max(0.0, min(queued) - self.started_s) if queued else 0.0,
+            ttft_s=max(0.0, min(first) - self.started_s) if first else None,
+            e2e_s=now - self.started_s,
+            client_gone=self.client_gone,
+            facts=self.facts,
+        )
+
+
+def request_id_of(request: web.Request) -> str:
+    """The client's X-Request-Id where it is short and plain, else a new one."""
+    given = request.headers.get("X-Request-Id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+def receipt_of(request: web.Request) -> Receipt:
+    """The receipt of a request that is being served."""
+    receipt: Receipt = request[RECEIPT]
+    return receipt
+
+
+async def add_response_headers(request: web.Request, response: web.StreamResponse) -> None:
+    """Put the receipt's headers (request id, CORS …) on any answer just before it is sent."""
+    if (receipt := request.get(RECEIPT)) is not None:
+        response.headers.update(receipt.headers)
+
+
+def make_outermost_middleware(context: ServerContext) -> Callable[..., Awaitable[web.StreamResponse]]:
+    """Open the receipt, answer exceptions in OpenAI's shape, and hand on exactly one summary."""
+    return_id = context.config.server.return_request_id
+
+    @web.middleware
+    async def outermost(request: web.Request, handler: Handler) -> web.StreamResponse:
+        receipt = request[RECEIPT] = Receipt(request)
+        request_id.set(receipt.request_id)  # each request is handled in a context of its own
+        if return_id:
+            receipt.headers["X-Request-Id"] = receipt.request_id
+        status = CLIENT_GONE
+        try:
+            response = await _answer(request, receipt, handler)
+            status = CLIENT_GONE if receipt.client_gone else response.status
+            return response
+        except asyncio.CancelledError:
+            receipt.client_gone = True
+            raise
+        finally:
+            _hand_on(context, receipt.summary(status))
+
+    return outermost
+
+
+async def _answer(request: web.Request, receipt: Receipt, handler: Handler) -> web.StreamResponse:
+    """The handler's response, or the one that its exception stands for."""
+    try:
+        return await handler(request)
+    except ConnectionError:
+        receipt.client_gone = True
+        return web.Response(status=CLIENT_GONE)
+    except Exception as error:  # noqa: BLE001  the border: nothing may pass it as a traceback
+        answer = wire_error(error)
+        receipt.failed(answer, error)
+        return error_response(answer)
+
+
+def _hand_on(context: ServerContext, summary: RequestSummary) -> None:
+    """Tell metrics and plugins; whatever goes wrong there must not reach the client."""
+    try:
+        context.metrics.observe(summary)
+        context.request_finished(summary)
+    except Exception:  # a broken listener must not break the answer
+        logger.exception("the summary of request %s was not recorded", summary.request_id)

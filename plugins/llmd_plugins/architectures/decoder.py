@@ -1,0 +1,99 @@
+"""The pre-norm decoder that Llama, Mistral and the Qwens share; what differs is asked of the config or passed in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from llmd.api.v1 import ArchitectureConfig, Batch, Layers
+
+
+class Attention(nn.Module):
+    """q, k, v → rotary → attention over the cache → output; `qk_norm` normalises each query and key head."""
+
+    def __init__(self, config: ArchitectureConfig, layers: Layers, index: int, *, qkv_bias: bool, o_bias: bool, qk_norm: bool) -> None:
+        super().__init__()
+        self.qkv_proj = layers.qkv(bias=qkv_bias)
+        self.o_proj = layers.output(config.num_heads * config.head_dim, bias=o_bias)
+        self.q_norm = layers.norm(config.head_dim) if qk_norm else None
+        self.k_norm = layers.norm(config.head_dim) if qk_norm else None
+        self.rotary = layers.rotary()
+        self.attend = layers.attention(index)
+        self.split = layers.split_qkv
+
+    def forward(self, x: Tensor, batch: Batch) -> Tensor:
+        q, k, v = self.split(self.qkv_proj(x))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        self.rotary(batch.positions, q, k)
+        return self.o_proj(self.attend(q, k, v, batch))
+
+
+class MLP(nn.Module):
+    """down(act(gate(x)) · up(x))."""
+
+    def __init__(self, config: ArchitectureConfig, layers: Layers) -> None:
+        super().__init__()
+        self.gate_up_proj = layers.gate_up(bias=config.mlp_bias)
+        self.activation = layers.activation()
+        self.down_proj = layers.output(config.intermediate_size, bias=config.mlp_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(self.activation(self.gate_up_proj(x)))
+
+
+class DecoderLayer(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x)); the additions are folded into the norms."""
+
+    def __init__(self, config: ArchitectureConfig, layers: Layers, index: int, **attention: bool) -> None:
+        super().__init__()
+        self.input_layernorm = layers.norm()
+        self.self_attn = Attention(config, layers, index, **attention)
+        self.post_attention_layernorm = layers.norm()
+        self.mlp = MLP(config, layers)
+
+    def forward(self, x: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
+        x, residual = self.input_layernorm(x, residual)
+        x = self.self_attn(x, batch)
+        x, residual = self.post_attention_layernorm(x, residual)
+        return self.mlp(x), residual
+
+
+class Decoder(nn.Module):
+    """embedding, N × layer, norm."""
+
+    def __init__(self, config: ArchitectureConfig, layers: Layers, **attention: bool) -> None:
+        super().__init__()
+        self.embed_tokens = layers.embedding()
+        self.layers = nn.ModuleList(DecoderLayer(config, layers, index, **attention) for index in range(config.num_layers))
+        self.norm = layers.norm()
+
+    def forward(self, batch: Batch) -> Tensor:
+        x, residual = self.embed_tokens(batch.input_ids), None
+        for layer in self.layers:
+            x, residual = layer(x, residual, batch)
+        x, _ = self.norm(x, residual)
+        return x
+
+
+class CausalLM(nn.Module):
+    """A decoder and its head."""
+
+    ignored_weights = ("*rotary_emb.inv_freq",)
+
+    def __init__(self, config: ArchitectureConfig, layers: Layers, *, qkv_bias: bool, o_bias: bool, qk_norm: bool = False) -> None:
+        super().__init__()
+        self.model = Decoder(config, layers, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm)
+        self.lm_head = layers.lm_head(self.model.embed_tokens)
+        if config.tie_word_embeddings:
+            self.ignored_weights = (*self.ignored_weights, "lm_head.weight")
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[T, hidden_size], normalised."""
+        return self.model(batch)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[N, hidden_size] → [N, vocab_size] float32."""
+        return self.lm_head(hidden)

@@ -1,0 +1,1 @@
+"""Compilers of structured-output constraints."""

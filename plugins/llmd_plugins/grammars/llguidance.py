@@ -1,0 +1,132 @@
+"""Structured output by llguidance (Rust): JSON schema, regular expressions, choices, EBNF and Lark grammars, tags."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from llmd.api.v1 import CompiledGrammar, GrammarContext, GrammarMatcher, GrammarSpec, hookimpl
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+# Whitespace between JSON tokens: pretty-printing in any depth that a reader bears, never an endless run of it.
+WHITESPACE = r"[ \t]|\r?\n[ \t]{0,32}"
+JSON_OPTIONS: Any = {"whitespace_pattern": WHITESPACE}
+
+
+class LlguidanceCompiler:
+    """Compiles for one tokenizer."""
+
+    def __init__(self, context: GrammarContext) -> None:
+        import llguidance
+
+        tokenizer: Any = context.tokenizer_json or llguidance.TokenizerWrapper(_Vocabulary(context))
+        self._tokenizer = llguidance.LLTokenizer(
+            tokenizer, n_vocab=context.vocab_size, eos_token=list(context.eos_token_ids) or None
+        )
+
+    def compile(self, kind: str, source: str) -> CompiledGrammar:
+        """Compile and compute the first mask, so that what is too complex fails here and not in a step."""
+        from llguidance import LLMatcher, LLParserLimits
+
+        limits = LLParserLimits(verbose_errors=False)
+        matcher = LLMatcher(self._tokenizer, _grammar(kind, source), log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.deep_copy().compute_bitmask()
+        if matcher.is_error():
+            raise ValueError(matcher.get_error().strip())
+        return LlguidanceGrammar(matcher)
+
+
+class LlguidanceGrammar:
+    """A matcher at the beginning, copied for every sequence."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def matcher(self) -> GrammarMatcher:
+        """Start at the beginning."""
+        return LlguidanceMatcher(self._matcher.deep_copy())
+
+
+class LlguidanceMatcher:
+    """Follows one sequence."""
+
+    def __init__(self, matcher: Any) -> None:
+        self._matcher = matcher
+
+    def accept(self, token_ids: Sequence[int]) -> bool:
+        """Advance over tokens."""
+        return bool(self._matcher.consume_tokens(list(token_ids)))
+
+    def fill(self, mask_row: npt.NDArray[np.int32]) -> None:
+        """Write the next mask; raises when the grammar has become too complex to go on."""
+        self._matcher.unsafe_compute_mask_ptr(mask_row.ctypes.data, mask_row.nbytes)
+        if self._matcher.is_error():
+            raise ValueError(self._matcher.get_error())
+
+    def forced(self) -> list[int]:
+        """Tokens that must come next."""
+        return list(self._matcher.compute_ff_tokens())
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing may follow."""
+        return bool(self._matcher.is_stopped())
+
+
+class _Vocabulary:
+    """A tokenizer without tokenizer.json, as llguidance wants to see one."""
+
+    def __init__(self, context: GrammarContext) -> None:
+        self.tokens = [context.token_bytes(token_id) for token_id in range(context.vocab_size)]
+        self.special_token_ids = sorted(context.special_token_ids)
+        self.eos_token_id = context.eos_token_ids[0] if context.eos_token_ids else None
+        self.bos_token_id = None
+        self._encode = context.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
+
+
+def _grammar(kind: str, source: str) -> str:
+    """A constraint in llguidance's own form."""
+    from llguidance import LLMatcher, grammar_from
+
+    if kind in ("json", "json_object"):
+        return LLMatcher.grammar_from_json_schema(source if kind == "json" else '{"type": "object"}', defaults=JSON_OPTIONS)
+    if kind == "structural_tag":
+        return _structural_tag(json.loads(source))
+    return grammar_from({"grammar": "grammar", "regex": "regex", "choice": "choice"}[kind], source)  # type: ignore[arg-type]
+
+
+def _structural_tag(tag: dict[str, Any]) -> str:
+    """`{"structures": [{"begin", "schema", "end"}], "triggers": [...]}` (vLLM's form)."""
+    from llguidance import LLMatcher, StructTag
+
+    if "structures" not in tag or "triggers" not in tag:
+        raise ValueError("a structural tag needs 'structures' and 'triggers'")
+    tags = []
+    for structure in tag["structures"]:
+        trigger = next((trigger for trigger in tag["triggers"] if structure["begin"].startswith(trigger)), None)
+        if trigger is None:
+            raise ValueError(f"no trigger begins {structure['begin']!r}")
+        tags.append(StructTag(trigger=trigger, begin=structure["begin"], grammar=structure["schema"], end=structure["end"]))
+    return LLMatcher.grammar_from_lark(StructTag.to_grammar(tags, assume_special=False))
+
+
+@hookimpl
+def llmd_register_grammars() -> list[GrammarSpec]:
+    """The default for every kind of constraint."""
+    return [
+        GrammarSpec(
+            name="llguidance",
+            summary="JSON schema, regex, choice, EBNF and Lark, structural tags (Rust, lazy automata)",
+            kinds=("json", "json_object", "regex", "choice", "grammar", "structural_tag"),
+            build=LlguidanceCompiler,
+            order=10,
+        )
+    ]

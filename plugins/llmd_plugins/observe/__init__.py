@@ -1,0 +1,1 @@
+"""What is told about the daemon's work: log lines and figures."""

@@ -1,0 +1,53 @@
+"""POST /tokenize and /detokenize, in vLLM's shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING
+
+from aiohttp import web
+
+from llmd.api.v1 import InvalidParams, json_response, read_json_object, receipt_of
+from llmd_plugins.openai.chat import render
+from llmd_plugins.openai.fields import parse
+from llmd_plugins.openai.protocol import DetokenizeRequest, TokenizeChat, TokenizePrompt
+
+if TYPE_CHECKING:
+    from llmd.api.v1 import ServerContext
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def tokenize(context: ServerContext) -> Handler:
+    """The handler: a body with `messages` is a conversation, any other a text."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        given = await read_json_object(request)
+        body = parse(TokenizeChat, given) if "messages" in given else parse(TokenizePrompt, given)
+        service = context.service(body.model)
+        receipt_of(request).model = service.names[0]
+        text = render(context, service, body) if isinstance(body, TokenizeChat) else body.prompt
+        token_ids = await service.tokenizer.encode_async(text, add_special_tokens=body.add_special_tokens)
+        names = [service.tokenizer.token_text(token_id) for token_id in token_ids] if body.return_token_strs else None
+        return json_response(
+            {"count": len(token_ids), "max_model_len": service.max_model_len, "tokens": token_ids, "token_strs": names}
+        )
+
+    return handle
+
+
+def detokenize(context: ServerContext) -> Handler:
+    """The handler."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        body = parse(DetokenizeRequest, await read_json_object(request))
+        service = context.service(body.model)
+        receipt_of(request).model = service.names[0]
+        size = service.tokenizer.vocab_size
+        for index, token_id in enumerate(body.tokens):
+            if not 0 <= token_id < size:
+                raise InvalidParams(f"tokens[{index}]", token_id, f"between 0 and {size - 1}")
+        text = service.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        return json_response({"prompt": text})
+
+    return handle

@@ -1,0 +1,30 @@
+"""GLM 4.5 to 4.7: the name, then each key and value between tags of their own."""
+
+from __future__ import annotations
+
+from llmd.api.v1 import MarkupCallParser, ParserSpec, ParserSteps, hookimpl
+
+
+class Glm45Parser(MarkupCallParser):
+    """Reads `<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>`."""
+
+    OPENS = ("<tool_call>",)
+    FUNCTION = "<tool_call>"
+    KEY, KEY_END = "<arg_key>", "</arg_key>"
+    VALUE = "<arg_value>"
+    VALUE_ENDS = ("</arg_value>",)
+    CALL_END = "</tool_call>"
+
+    def _call(self) -> ParserSteps[None]:
+        name, tag = yield from self._head((self.KEY, self.CALL_END))
+        name = self._check_name(name.strip())
+        self._unread(len(tag))
+        self._begin_call(name)
+        yield from self._members(name)
+
+
+@hookimpl
+def llmd_register_tool_parsers() -> list[ParserSpec]:
+    """Under the names of both generations."""
+    summary = "<tool_call>name<arg_key>…<arg_value>…: GLM 4.5 to 4.7"
+    return [ParserSpec(name=name, summary=summary, build=Glm45Parser) for name in ("glm45", "glm47")]

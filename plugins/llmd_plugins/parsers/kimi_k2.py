@@ -1,0 +1,27 @@
+"""Kimi K2: calls between special tokens, each with an id that has the function's name in it."""
+
+from __future__ import annotations
+
+from llmd.api.v1 import HeadedCallParser, ParserSpec, ParserSteps, hookimpl
+
+
+class KimiK2Parser(HeadedCallParser):
+    """Reads `functions.name:0<|tool_call_argument_begin|>{…}`. The id goes out as it came: the model wants it back."""
+
+    SECTION, BEGIN = "<|tool_calls_section_begin|>", "<|tool_call_begin|>"
+    SEPARATOR = "<|tool_call_argument_begin|>"
+    END = "<|tool_call_end|>"
+    OPENS = (SECTION, BEGIN)
+    CLOSES = (END, "<|tool_calls_section_end|>")
+    needs_special_tokens = True
+
+    def _read_head(self, head: str) -> ParserSteps[tuple[str, str | None]]:
+        yield from self._skip_space()
+        name, _, index = head.removeprefix("functions.").rpartition(":")
+        return (name, head) if name and index.isdigit() else (head.removeprefix("functions."), None)
+
+
+@hookimpl
+def llmd_register_tool_parsers() -> list[ParserSpec]:
+    """Kimi K2 and its successors."""
+    return [ParserSpec(name="kimi_k2", summary="<|tool_call_begin|>functions.name:0 …: Kimi K2", build=KimiK2Parser)]

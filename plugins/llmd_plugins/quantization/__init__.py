@@ -1,0 +1,1 @@
+"""Ways to store and apply the weights of linears."""

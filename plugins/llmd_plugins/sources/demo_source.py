@@ -1,0 +1,44 @@
+"""`demo`: the small model that comes with llmd, so that the first minute needs no download."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import resources
+from pathlib import Path
+
+from llmd.api.v1 import LoadProgress, ModelConfig, ModelError, ModelSourceSpec, hookimpl
+
+
+def folder() -> Path:
+    """Where the embedded model lies; raises ModelError if this installation lacks it."""
+    path = Path(str(resources.files("llmd_plugins.sources.demo").joinpath("model")))
+    if not (path / "config.json").is_file():
+        raise ModelError("the embedded demo model is missing from this installation; reinstall llmd")
+    return path
+
+
+def _check(config: ModelConfig) -> str | None:
+    try:
+        folder()
+    except ModelError as error:
+        return str(error)
+    return None
+
+
+def _resolve(config: ModelConfig, report: Callable[[LoadProgress], None]) -> Path:
+    return folder()
+
+
+@hookimpl
+def llmd_register_model_sources() -> list[ModelSourceSpec]:
+    """The embedded model."""
+    return [
+        ModelSourceSpec(
+            name="demo",
+            summary="the embedded demo model",
+            claims=lambda config: config.model == "demo",
+            resolve=_resolve,
+            check=_check,
+            order=0,
+        )
+    ]
