@@ -51,6 +51,9 @@ class ModelConfig(Section):
     override_generation_config: dict[str, Any] = Field(default_factory=dict, description="sampling defaults set here")
     chat_template: str | None = Field(default=None, description="a template or the path of one; default: the tokenizer's")
     attention_backend: str = Field(default="auto", description="'auto' or a backend's name")
+    structured_outputs_backend: str = Field(
+        default="auto", description="'auto' or a grammar plugin's name, for JSON schemas, regexes and grammars"
+    )
     executor: str = Field(default="thread", description="what drives the device")
     enforce_eager: bool = Field(default=False, description="no CUDA graphs")
 
@@ -130,6 +133,9 @@ class LimitsConfig(Section):
     max_logprobs: int = Field(default=20, ge=0, le=100, description="top logprobs a token")
     max_output_tokens: int | None = Field(default=None, ge=1, description="output tokens a sequence; none: the context")
     max_template_bytes: int = Field(default=4 << 20, ge=1024, description="length of a rendered chat template")
+    max_grammar_bytes: int = Field(default=256 << 10, ge=16, description="length of a schema, regex or grammar")
+    grammar_timeout_s: float = Field(default=10.0, gt=0, description="seconds that compiling one may take")
+    grammar_cache_size: int = Field(default=256, ge=1, description="compiled grammars kept for reuse")
 
 
 class PluginsConfig(BaseModel):

@@ -87,7 +87,7 @@ def build_service(
         model_config, path=path, cache=config.cache, scheduler=config.scheduler, parts=model_parts(catalog)
     )
     waiting = catalog.scheduling_policies[config.scheduler.policy].build(config.scheduler)
-    return ModelService.create(config, model_config, path, executor, waiting)
+    return ModelService.create(config, model_config, path, executor, waiting, grammars=catalog.grammars)
 
 
 def serve(

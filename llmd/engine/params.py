@@ -17,6 +17,7 @@ MAX_STOP_STRING_LENGTH = 1024
 MAX_STOP_TOKEN_IDS = 256
 MAX_LOGIT_BIAS = 1024
 MAX_BAD_WORDS = 256
+MAX_CHOICES = 4096
 MAX_ALLOWED_TOKEN_IDS = 1 << 20
 MAX_TOKEN_ID = (1 << 31) - 1
 MAX_SEED = (1 << 63) - 1
@@ -75,6 +76,36 @@ def _logit_bias(value: Any) -> dict[int, float] | None:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StructuredOutputsParams:
+    """What the output must follow: exactly one of these, with vLLM's names. Compiled by the text layer's grammars."""
+
+    json: str | Mapping[str, Any] | bool | None = None  # a JSON schema
+    regex: str | None = None
+    choice: tuple[str, ...] | None = None
+    grammar: str | None = None  # EBNF or Lark
+    json_object: bool | None = None
+    structural_tag: str | None = None
+
+    def __post_init__(self) -> None:
+        given = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        if len(given) != 1:
+            known = ", ".join(field.name for field in fields(self))
+            raise InvalidParams("structured_outputs", given, f"exactly one of {known}")
+        for name in ("regex", "grammar", "structural_tag"):
+            if name in given and not isinstance(getattr(self, name), str):
+                raise InvalidParams(f"structured_outputs.{name}", getattr(self, name), "a string")
+        if self.choice is not None:
+            choices = _strings("structured_outputs.choice", self.choice, MAX_CHOICES)
+            if not choices:
+                raise InvalidParams("structured_outputs.choice", self.choice, "a list of at least one string")
+            object.__setattr__(self, "choice", choices)
+        if self.json is not None and not isinstance(self.json, str | bool | Mapping):
+            raise InvalidParams("structured_outputs.json", self.json, "a JSON schema")
+        if self.json_object not in (None, True):
+            raise InvalidParams("structured_outputs.json_object", self.json_object, "true")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to sample one request; names and meanings are vLLM's, lists may be given where tuples are stored.
 
@@ -104,6 +135,7 @@ class SamplingParams:
     spaces_between_special_tokens: bool = True
     logit_bias: Mapping[int, float] | None = None
     allowed_token_ids: tuple[int, ...] | None = None
+    structured_outputs: StructuredOutputsParams | None = None
 
     def __post_init__(self) -> None:
         for name, value in self._checked().items():
@@ -141,6 +173,8 @@ class SamplingParams:
             checked["allowed_token_ids"] = _token_ids("allowed_token_ids", self.allowed_token_ids, MAX_ALLOWED_TOKEN_IDS)
             if not checked["allowed_token_ids"]:
                 raise InvalidParams("allowed_token_ids", [], "a list of at least one token id")
+        if not isinstance(self.structured_outputs, StructuredOutputsParams | None):
+            raise InvalidParams("structured_outputs", self.structured_outputs, "StructuredOutputsParams")
         for field in fields(self):
             if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
                 raise InvalidParams(field.name, getattr(self, field.name), "true or false")

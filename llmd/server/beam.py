@@ -26,7 +26,7 @@ async def beam_search(
             param="max_tokens",
             code="context_length_exceeded",
         )
-    search = BeamSearch(params, service.defaults.eos_token_ids)
+    search = BeamSearch(params, service.eos_token_ids)
     step = SamplingParams(temperature=0.0, max_tokens=1, logprobs=search.num_candidates, ignore_eos=True, detokenize=False)
     while not search.is_done:
         beams = search.running

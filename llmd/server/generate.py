@@ -23,6 +23,7 @@ from llmd.text.chat_template import ChatTemplate, load_override
 from llmd.text.defaults import GenerationDefaults, read_defaults
 from llmd.text.output import OutputProcessor
 from llmd.text.stream import RequestStream
+from llmd.text.structured import GrammarContext, Grammars, constraint_of, select_compilers
 from llmd.text.tokenizer import ASYNC_FROM_LENGTH, Tokenizer, check_unicode
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class ModelService:
         defaults: GenerationDefaults,
         executor: Executor,
         waiting: WaitingQueue,
+        grammars: Mapping[str, Any] | None = None,
     ) -> None:
         self.names: tuple[str, ...] = model_config.served_model_name or (model_config.model,)
         self.config = model_config
@@ -54,6 +56,7 @@ class ModelService:
         self.eos_token_ids = defaults.eos_token_ids
         self.state: State = "loading"
         self.progress = LoadProgress("starting", 0.0)
+        self._grammar_specs, self._grammars = grammars or {}, Grammars((), config.limits)
         self._limits, self._isolate_keys = config.limits, config.cache.isolate_keys
         self.outputs = OutputProcessor(tokenizer, max_buffer_bytes=config.server.max_stream_buffer_bytes)
         self.engine = Engine(
@@ -78,10 +81,12 @@ class ModelService:
         waiting: WaitingQueue,
         *,
         tokenizer_path: Path | None = None,
+        grammars: Mapping[str, Any] | None = None,
     ) -> ModelService:
         """Read the model's text files; blocks, so call it in a thread while others are served.
 
-        `tokenizer_path` is where the files of model_config.tokenizer are, if that is no folder. Raises ModelError and
+        `tokenizer_path` is where the files of model_config.tokenizer are, if that is no folder; `grammars` are the specs
+        of structured output by name. Raises ModelError and
         ConfigError for files and values that cannot be used.
         """
         folder = tokenizer_path or (Path(model_config.tokenizer) if model_config.tokenizer else path)
@@ -95,7 +100,7 @@ class ModelService:
             max_bytes=config.limits.max_template_bytes,
         )
         defaults = read_defaults(path, tokenizer, model_config.generation_config, model_config.override_generation_config)
-        return cls(config, model_config, tokenizer, template, defaults, executor, waiting)
+        return cls(config, model_config, tokenizer, template, defaults, executor, waiting, grammars)
 
     # --- life
 
@@ -118,6 +123,8 @@ class ModelService:
                 "%s: the tokenizer has %d tokens and the model %d: prompts with the others are refused",
                 self.names[0], self.tokenizer.vocab_size, info.vocab_size,
             )  # fmt: skip
+        compilers = select_compilers(self._grammar_specs, self.config.structured_outputs_backend, self._grammar_context())
+        self._grammars = Grammars(compilers, self._limits)
         self.progress = LoadProgress("ready", 1.0)
         self.state = "ready"
 
@@ -128,6 +135,17 @@ class ModelService:
         await self.engine.stop(drain_s=drain_s)
         self.outputs.fail_all(NotReady("the server is shutting down"), "the server is shutting down")
         self.tokenizer.close()
+        self._grammars.close()
+
+    def _grammar_context(self) -> GrammarContext:
+        return GrammarContext(
+            vocab_size=self.vocab_size,
+            eos_token_ids=self.eos_token_ids,
+            special_token_ids=frozenset(self.tokenizer.special_ids),
+            token_bytes=self.tokenizer.token_bytes,
+            encode=lambda text: self.tokenizer.encode(text, add_special_tokens=False),
+            tokenizer_json=lambda: self.tokenizer.serialized,
+        )
 
     def _failed(self, error: BaseException) -> None:
         self.state = "failed"
@@ -168,9 +186,13 @@ class ModelService:
         """
         self._check_params(params)
         token_ids = await self._token_ids(prompt, params.n, add_special_tokens)
+        grammar = None
+        if params.structured_outputs is not None:
+            grammar = await self._grammars.compile(constraint_of(params.structured_outputs))
         request = Request(
             request_id=request_id,
             prompt=Prompt(token_ids),
+            grammar=grammar,
             params=self._fit(params, len(token_ids), clip_max_tokens),
             eos_token_ids=self.eos_token_ids,
             bad_words_ids=await self._bad_words_of(params),

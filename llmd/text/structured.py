@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Any, Literal, Protocol, get_args
 
+from llmd.config import LimitsConfig
 from llmd.engine.grammar import CompiledGrammar
+from llmd.engine.params import StructuredOutputsParams
 from llmd.errors import InvalidRequest
 
 ConstraintKind = Literal["json", "json_object", "regex", "choice", "grammar", "structural_tag"]
@@ -29,6 +32,26 @@ class Constraint:
     param: str = "structured_outputs"  # the request's field, for errors
 
 
+def constraint_of(params: StructuredOutputsParams, param: str = "structured_outputs") -> Constraint:
+    """The constraint that a request's params ask for, in its one form."""
+    if params.json is not None:
+        schema = params.json
+        return Constraint("json", schema if isinstance(schema, str) else _dump(schema), param)
+    if params.choice is not None:
+        return Constraint("choice", _dump(list(params.choice)), param)
+    for kind in ("regex", "grammar", "structural_tag"):
+        if (source := getattr(params, kind)) is not None:
+            return Constraint(kind, source, param)
+    return Constraint("json_object", "", param)
+
+
+def _dump(value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequest(f"the schema is not JSON: {error}", param="structured_outputs") from error
+
+
 @dataclass(frozen=True, slots=True)
 class GrammarContext:
     """What a grammar plugin needs to know of a model."""
@@ -38,7 +61,7 @@ class GrammarContext:
     special_token_ids: frozenset[int]
     token_bytes: Callable[[int], bytes]
     encode: Callable[[str], list[int]]
-    tokenizer_json: str | None  # tokenizer.json's text where the model has one
+    tokenizer_json: Callable[[], str | None]  # tokenizer.json's text where the model has one
 
 
 class GrammarCompiler(Protocol):
@@ -57,14 +80,12 @@ class Grammars:
     def __init__(
         self,
         compilers: Sequence[tuple[tuple[str, ...], Callable[[], GrammarCompiler]]],
-        *,
-        max_source_bytes: int,
-        timeout_s: float,
-        cache_size: int,
+        limits: LimitsConfig,
     ) -> None:
         self._factories = compilers
         self._built: dict[int, GrammarCompiler] = {}
-        self._max_source_bytes, self._timeout_s, self._cache_size = max_source_bytes, timeout_s, cache_size
+        self._max_source_bytes, self._timeout_s = limits.max_grammar_bytes, limits.grammar_timeout_s
+        self._cache_size = limits.grammar_cache_size
         self._cache: OrderedDict[tuple[str, str], asyncio.Future[CompiledGrammar]] = OrderedDict()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="llmd-grammar")
 

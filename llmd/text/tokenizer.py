@@ -76,6 +76,11 @@ class Tokenizer:
         return self.chat_templates.get("default")
 
     @property
+    def serialized(self) -> str | None:
+        """tokenizer.json's text, special tokens added; None for tokenizers that have no such form."""
+        return None if isinstance(self._backend, SlowBackend) else self._backend.to_str()
+
+    @property
     def bos_token_id(self) -> int | None:
         """What starts a text."""
         return self._named_id("bos_token")

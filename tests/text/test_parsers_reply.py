@@ -54,8 +54,15 @@ def test_only_what_may_become_a_tag_is_held_back():
 def test_arguments_stream():
     parser = Calls(TOOLS, make_id=counted_ids())
     assert parser.feed('<call>{"name": "now", "arguments": ') == []
-    deltas = [parser.feed(text) for text in ('{"a": "x', "y", '\\', 'n"', "}", "}</call>")]
-    assert ["".join(delta.tool_call.arguments for delta in each) for each in deltas] == ['{"a": "x', "y", "", '\\n"', "}", ""]
+    deltas = [parser.feed(text) for text in ('{"a": "x', "y", "\\", 'n"', "}", "}</call>")]
+    assert ["".join(delta.tool_call.arguments for delta in each) for each in deltas] == [
+        '{"a": "x',
+        "y",
+        "",
+        '\\n"',
+        "}",
+        "",
+    ]
     assert deltas[0][0].tool_call.id == "id0"
     assert deltas[1][0].tool_call.id is None
 

@@ -12,7 +12,9 @@ from llmd.text.parsers.scanners import MAX_DEPTH, BrokenValue, JsonScanner, Pyth
 from llmd.text.parsers.schemas import ToolSchemas, to_json
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=8)
-values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4))
+values = st.recursive(
+    scalars, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4)
+)
 cuts = st.lists(st.integers(0, 1 << 20), max_size=6)
 
 

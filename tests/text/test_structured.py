@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from llmd.config import LimitsConfig
 from llmd.errors import InvalidRequest
 from llmd.text.structured import Constraint, Grammars
 
@@ -29,8 +30,8 @@ class Compiler:
 
 
 def grammars(compiler, *, kinds=("json", "regex"), first=(), **changes) -> Grammars:
-    options = {"max_source_bytes": 100, "timeout_s": 5.0, "cache_size": 2, **changes}
-    return Grammars([*first, (kinds, lambda: compiler)], **options)
+    limits = LimitsConfig(**{"max_grammar_bytes": 100, "grammar_timeout_s": 5.0, "grammar_cache_size": 2, **changes})
+    return Grammars([*first, (kinds, lambda: compiler)], limits)
 
 
 async def test_equal_constraints_are_compiled_once_and_off_the_loop():
@@ -65,7 +66,7 @@ async def test_the_cache_keeps_what_was_used_last():
     ],
 )
 async def test_what_cannot_be_used_is_an_invalid_request(kind, source, message):
-    service = grammars(Compiler(), timeout_s=0.05)
+    service = grammars(Compiler(), grammar_timeout_s=0.05)
     with pytest.raises(InvalidRequest, match=message) as refused:
         await service.compile(Constraint(kind, source, param="response_format"))
     assert refused.value.param == "response_format"

@@ -23,7 +23,7 @@ class LlguidanceCompiler:
     def __init__(self, context: GrammarContext) -> None:
         import llguidance
 
-        tokenizer: Any = context.tokenizer_json or llguidance.TokenizerWrapper(_Vocabulary(context))
+        tokenizer: Any = context.tokenizer_json() or llguidance.TokenizerWrapper(_Vocabulary(context))
         self._tokenizer = llguidance.LLTokenizer(
             tokenizer, n_vocab=context.vocab_size, eos_token=list(context.eos_token_ids) or None
         )

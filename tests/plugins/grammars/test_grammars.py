@@ -48,7 +48,7 @@ def context(tokenizer: Tokenizer, *, with_json: bool = True) -> GrammarContext:
         special_token_ids=frozenset(tokenizer.special_ids),
         token_bytes=tokenizer.token_bytes,
         encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        tokenizer_json=(FOLDER / "tokenizer.json").read_text() if with_json else None,
+        tokenizer_json=lambda: tokenizer.serialized if with_json else None,
     )
 
 
