@@ -11,13 +11,24 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from llmd.config import Config, ModelConfig, Path, place_of
-from llmd.config_load import describe_errors, did_you_mean, load_config, prepare, sorted_problems
+from llmd.config_load import load_config, prepare, sorted_problems
+from llmd.config_messages import describe_errors, did_you_mean
 from llmd.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
     from llmd.plugin.catalog import Catalog
     from llmd.plugin.registry import Registry
     from llmd.plugin.specs import ModelSourceSpec
+
+
+# keys of a model that name a spec: the family, and what they may hold besides
+_NAMING_KEYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("executor", "executors", ()),
+    ("load_format", "checkpoint_formats", ("auto",)),
+    ("attention_backend", "attention_backends", ("auto",)),
+    ("quantization", "quantizations", ()),
+    ("structured_outputs_backend", "grammars", ("auto",)),
+)
 
 
 class Checked(NamedTuple):
@@ -84,15 +95,10 @@ def check_names(config: Config, catalog: Catalog) -> list[str]:
     """Keys that name what no plugin provides."""
     problems = list(_unknown(config, catalog, ("scheduler", "policy"), config.scheduler.policy, catalog.scheduling_policies))
     for index, model in enumerate(config.models):
-        named: list[tuple[str, str | None, Registry[Any], tuple[str, ...]]] = [
-            ("executor", model.executor, catalog.executors, ()),
-            ("load_format", model.load_format, catalog.checkpoint_formats, ("auto",)),
-            ("attention_backend", model.attention_backend, catalog.attention_backends, ("auto",)),
-            ("quantization", model.quantization, catalog.quantizations, ()),
-        ]
-        for key, name, registry, others in named:
+        for key, family, others in _NAMING_KEYS:
+            name = getattr(model, key, None)
             if name is not None and name not in others:
-                problems += _unknown(config, catalog, ("models", index, key), name, registry, others)
+                problems += _unknown(config, catalog, ("models", index, key), name, catalog.registry(family), others)
         if find_source(catalog, model) is None:
             text = f"{model.model!r} is claimed by no model source; known: {', '.join(catalog.model_sources)}"
             problems.append(config.problem(("models", index, "model"), text) + _broken(catalog))

@@ -60,7 +60,7 @@ class LlmdGroup(click.Group):
         try:
             return super().resolve_command(ctx, args)
         except click.UsageError:
-            from llmd.config_load import did_you_mean
+            from llmd.config_messages import did_you_mean
 
             known = self.list_commands(ctx)
             hint = did_you_mean(args[0], known) or f"; known: {', '.join(known)}"
@@ -179,7 +179,7 @@ def plugins_command(ctx: click.Context, config_file: str | None, as_json: bool) 
             f"{row.distribution} {row.version}",
             row.state,
             f"{row.import_ms:.1f} ms",
-            row.reason or ", ".join(row.provides),
+            row.reason or ", ".join(row.provides or row.hooks),
         )
         for row in catalog.plugins
     ]
@@ -201,7 +201,10 @@ def config_command(ctx: click.Context, config_file: str | None) -> None:
     from llmd.config_text import render
 
     config_file = config_file or (ctx.parent.params.get("config_file") if ctx.parent else None)
-    click.echo(render(load_config(config_file)), nl=False)
+    config = load_config(config_file)
+    tables = config.plugins.model_extra
+    sections = {name: spec.model for name, spec in _catalog_of(config_file).config_sections.items()} if tables else {}
+    click.echo(render(config, sections), nl=False)
 
 
 def _end(code: int) -> None:

@@ -183,9 +183,8 @@ class Config(Section):
 
     def problem(self, path: Path, text: str) -> str:
         """One line about a key, led by the place where it was set, as far as that is known."""
-        shown = f"{dotted(path)}: {text}" if path else text
         place = place_of(self._places, path)
-        return f"{place}: {shown}" if place else shown
+        return f"{place}: {dotted(path)}: {text}" if place else f"{dotted(path)}: {text}"
 
 
 def dotted(path: Path) -> str:

@@ -6,18 +6,16 @@ import json
 import os
 import re
 import tomllib
-import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path as FilePath
 from typing import Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
-from pydantic.fields import FieldInfo
 
-from llmd.config import Config, Path, dotted, place_of
+from llmd.config import Config, Path, dotted
+from llmd.config_messages import Text, describe_errors, did_you_mean, table_type, type_options
 from llmd.config_toml import key_lines
 from llmd.errors import ConfigError
 
@@ -28,12 +26,6 @@ OTHER_VARIABLES = frozenset({"LLMD_PLUGINS", "LLMD_USE_MODELSCOPE", "LLMD_CACHE_
 _KUBERNETES = re.compile(r"LLMD_(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(TCP|UDP)\w*)")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")
 _MULTIPLES = {"k": 1000, "K": 1 << 10, "m": 10**6, "M": 1 << 20, "g": 10**9, "G": 1 << 30, "t": 10**12, "T": 1 << 40}
-
-
-class Text(str):
-    """A value from the environment or a flag: its type is only known when its key is."""
-
-    __slots__ = ()
 
 
 class Setting(NamedTuple):
@@ -177,41 +169,18 @@ def config_keys(model: type[BaseModel], prefix: Path = ()) -> Iterator[Path]:
             yield from config_keys(inner, (*prefix, name, 0) if is_list else (*prefix, name))
 
 
-class TableType(NamedTuple):
-    """Which model a key holds, alone or as a list; None: it holds a value."""
-
-    model: type[BaseModel] | None
-    is_list: bool
-
-
-def table_type(annotation: Any) -> TableType:
-    """Whether a key holds a table or a list of tables."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return TableType(annotation, False)
-    if typing.get_origin(annotation) is tuple:
-        return TableType(table_type(typing.get_args(annotation)[0]).model, True)
-    return TableType(None, False)
-
-
 def prepare(annotation: Any, value: Any) -> Any:
     """A raw value in the types that strict validation wants: lists as tuples, texts of the environment read by their key."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel) and isinstance(value, dict):
         known = annotation.model_fields
         return {key: prepare(known[key].annotation, item) if key in known else item for key, item in value.items()}
-    options = _options(annotation)
+    options = type_options(annotation)
     if isinstance(value, Text):
         return _read_text(options, value)
     for option in options:
         if typing.get_origin(option) is tuple and isinstance(value, list):
             return tuple(prepare(typing.get_args(option)[0], item) for item in value)
     return value
-
-
-def _options(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return typing.get_args(annotation)
-    return (annotation,)
 
 
 def _read_text(options: tuple[Any, ...], text: Text) -> Any:
@@ -253,125 +222,6 @@ def read_int(text: str) -> int:
     """An integer; 4k is 4000 and 4K is 4096, as vLLM reads them. Raises ValueError."""
     match = re.fullmatch(r"([\d.]+)([kKmMgGtT])", text)
     return round(float(match[1]) * _MULTIPLES[match[2]]) if match else int(text)
-
-
-def describe_errors(error: ValidationError, model: type[BaseModel], places: Mapping[Path, str], at: Path = ()) -> list[str]:
-    """One line for each mistake that pydantic found in the table at `at`."""
-    problems = []
-    items = error.errors(include_url=False)
-    inner = {item["loc"][:length] for item in items for length in range(len(item["loc"]))}
-    for item in items:
-        if item["loc"] in inner:
-            continue  # wrong only because something in it is wrong
-        path: Path = (*at, *item["loc"])
-        place = place_of(places, path)
-        text = _describe(model, item["loc"], path, item["type"], item.get("input"), item["msg"])
-        problems.append(f"{place}: {text}" if place else text)
-    return problems
-
-
-def _describe(model: type[BaseModel], loc: Path, path: Path, kind: str, value: Any, message: str) -> str:
-    if kind == "extra_forbidden":
-        return unknown_key(path, known_keys(model, loc[:-1]))
-    info = _find_field(model, loc)
-    if kind == "missing":
-        return f"{dotted(path)} is not set; allowed: {allowed(info)}" if info else f"{dotted(path)} is not set"
-    if info is None or kind.startswith(("value_error", "assertion")):
-        return f"{dotted(path)}: {message}"
-    return f"{dotted(path)}: {shown(info, value)} is not valid; allowed: {allowed(info)}"
-
-
-def unknown_key(path: Path, known: Sequence[str]) -> str:
-    """The line for a key that does not exist."""
-    from llmd.flags_table import why_not_built_in
-
-    name = str(path[-1])
-    if reason := why_not_built_in(name):
-        return f"{dotted(path)}: {reason}"
-    return f"unknown key {dotted(path)}{did_you_mean(name, known) or allowed_keys(known)}"
-
-
-def allowed_keys(known: Sequence[str]) -> str:
-    """The end of a line about an unknown key that looks like none of the known ones."""
-    return f"; allowed: {', '.join(known)}"
-
-
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The end of a line about an unknown name: the closest known one."""
-    closest = get_close_matches(name, list(known), n=1, cutoff=0.6)
-    return f"; did you mean {closest[0]}?" if closest else ""
-
-
-def known_keys(model: type[BaseModel], loc: Path) -> list[str]:
-    """The keys of the table at `loc`."""
-    table: type[BaseModel] | None = model
-    for part in loc:
-        if isinstance(part, str) and table is not None:
-            info = table.model_fields.get(part)
-            table = table_type(info.annotation).model if info else None
-    return list(table.model_fields) if table else []
-
-
-def _find_field(model: type[BaseModel], loc: Path) -> FieldInfo | None:
-    """The field that a validation error is about; an element of a list is spoken of by its list."""
-    table: type[BaseModel] | None = model
-    info = None
-    for part in loc:
-        if isinstance(part, str) and table is not None and part in table.model_fields:
-            info = table.model_fields[part]
-            table = table_type(info.annotation).model
-    return info
-
-
-def field_of(model: type[BaseModel], path: Path) -> FieldInfo:
-    """The field of a key that exists."""
-    info = _find_field(model, path)
-    assert info is not None, path
-    return info
-
-
-def shown(info: FieldInfo, value: Any) -> str:
-    """A value for an error message; secrets are not repeated."""
-    if not info.repr:
-        return "the value"
-    text = repr(str(value)) if isinstance(value, Text) else repr(value)
-    text = {"True": "true", "False": "false"}.get(text, text)
-    return text if len(text) <= 80 else text[:77] + "..."
-
-
-def allowed(info: FieldInfo) -> str:
-    """What a key may hold, in words."""
-    options = [option for option in _options(info.annotation) if option is not type(None)]
-    return " or ".join(_allowed_type(option, info) for option in options)
-
-
-def _allowed_type(option: Any, info: FieldInfo) -> str:
-    origin = typing.get_origin(option)
-    if origin is typing.Literal:
-        return ", ".join(repr(choice) for choice in typing.get_args(option))
-    if origin is tuple:
-        inner = typing.get_args(option)[0]
-        least = "at least one " if any(getattr(item, "min_length", 0) for item in info.metadata) else ""
-        return f"{least}[[models]] table" if table_type(inner).model else "a list of strings"
-    if origin is dict or option is dict:
-        return "a table"
-    if isinstance(option, type) and issubclass(option, BaseModel):
-        return "a table"
-    names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
-    return names.get(option, getattr(option, "__name__", str(option))) + _allowed_range(info)
-
-
-def _allowed_range(info: FieldInfo) -> str:
-    bounds = {
-        name: getattr(item, name)
-        for item in info.metadata
-        for name in ("ge", "gt", "le", "lt")
-        if getattr(item, name, None) is not None
-    }
-    if "ge" in bounds and "le" in bounds:
-        return f" between {bounds['ge']} and {bounds['le']}"
-    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
-    return " " + " and ".join(f"{words[name]} {bound}" for name, bound in bounds.items()) if bounds else ""
 
 
 def cross_check(config: Config) -> Iterator[str]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from llmd.config import Config
-from llmd.config_load import allowed, table_type
+from llmd.config_messages import allowed, table_type
 
 _HEAD = """\
 # The configuration of llmd: every key with its default. A key that is commented out has no default value.
@@ -22,8 +22,8 @@ _PLUGIN_SETTINGS = """
 """
 
 
-def render(config: Config | None = None) -> str:
-    """The file for a configuration, the defaults if none is given."""
+def render(config: Config | None = None, sections: Mapping[str, type[BaseModel]] | None = None) -> str:
+    """The file for a configuration, the defaults if none is given. `sections` are the models of plugins' tables."""
     config = config or Config()
     parts = [_HEAD]
     for name, info in Config.model_fields.items():
@@ -32,7 +32,7 @@ def render(config: Config | None = None) -> str:
         header = f"[[{name}]]" if table_type(info.annotation).is_list else f"[{name}]"
         parts += ["\n".join(_table(header, table)) + "\n" for table in tables]
         if name == "plugins":
-            parts.append(_PLUGIN_SETTINGS if not value.model_extra else _plugin_tables(value.model_extra))
+            parts.append(_plugin_tables(value.model_extra, sections or {}) if value.model_extra else _PLUGIN_SETTINGS)
     return "\n".join(part.strip("\n") + "\n" for part in parts)
 
 
@@ -60,12 +60,15 @@ def _comment(info: FieldInfo) -> str:
     return f"{info.description} ({bounds})" if told else str(info.description)
 
 
-def _plugin_tables(tables: dict[str, Any]) -> str:
-    """The plugins' own tables as they were given."""
+def _plugin_tables(tables: dict[str, Any], sections: Mapping[str, type[BaseModel]]) -> str:
+    """The plugins' own tables as they were given, but for values that may be secrets as far as one can tell."""
     lines = []
     for name, table in tables.items():
+        fields = sections[name].model_fields if name in sections else {}
         lines.append(f"\n[plugins.{_key(name)}]")
-        lines += [f"{_key(key)} = {_toml(value)}" for key, value in table.items()]
+        for key, value in table.items():
+            is_public = key in fields and fields[key].repr
+            lines.append(f"{_key(key)} = {_toml(value)}" if is_public else f"# {_key(key)} =  # set, and not shown")
     return "\n".join(lines)
 
 

@@ -79,15 +79,17 @@ def build_service(
     from llmd.server.generate import ModelService
 
     path = path or resolve_model(config, catalog, model_config, report)
+    tokenizer_path = None
     if model_config.tokenizer:
-        of_tokenizer = model_config.model_copy(update={"model": model_config.tokenizer, "load_format": "dummy"})
-        tokenizer = resolve_model(config, catalog, of_tokenizer, report)
-        model_config = model_config.model_copy(update={"tokenizer": str(tokenizer)})
+        of_tokenizer = {"model": model_config.tokenizer, "revision": None, "load_format": "dummy"}
+        tokenizer_path = resolve_model(config, catalog, model_config.model_copy(update=of_tokenizer), report)
     executor = catalog.executors[model_config.executor].build(
         model_config, path=path, cache=config.cache, scheduler=config.scheduler, parts=model_parts(catalog)
     )
     waiting = catalog.scheduling_policies[config.scheduler.policy].build(config.scheduler)
-    return ModelService.create(config, model_config, path, executor, waiting, grammars=catalog.grammars)
+    return ModelService.create(
+        config, model_config, path, executor, waiting, tokenizer_path=tokenizer_path, grammars=catalog.grammars
+    )
 
 
 def serve(

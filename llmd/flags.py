@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Any
 
-from llmd.config_load import Setting, Text
+from llmd.config_load import Setting
+from llmd.config_messages import Text
 from llmd.errors import ConfigError
 from llmd.flags_table import FLAGS, SHORT, Flag, is_decided
 
@@ -31,9 +32,25 @@ class Parsed:
         if flag.path is None:
             self._judge(flag, value, shown)
             return
+        if flag.entry:
+            self._take_entry(flag, value, shown)
+            return
         if flag.inverted:
             value = (0.0 if value else 10.0) if flag.path[-1] == "stats_interval_s" else not value
         self.settings.append(Setting(flag.path, _as_vllm_means(flag.name, value), shown))
+
+    def _take_entry(self, flag: Flag, document: Any, shown: str) -> None:
+        """A JSON document of which one entry is a key of ours."""
+        assert flag.path is not None
+        if not isinstance(document, dict):
+            self.problems.append(f"{shown}: {document!r} is not valid; allowed: a JSON object")
+            return
+        for key, value in document.items():
+            if key == flag.entry:
+                meant = _as_vllm_means(flag.name, value)
+                self.settings.append(Setting(flag.path, meant, f"{shown}.{key}"))
+            elif value:
+                self.problems.append(f"{shown}.{key}: not built in yet; allowed: {flag.entry}")
 
     def _judge(self, flag: Flag, value: Any, shown: str) -> None:
         text = {True: "true", False: "false"}.get(value, value) if isinstance(value, bool) else value
@@ -57,8 +74,13 @@ def _as_vllm_means(name: str, value: Any) -> Any:
         return Text("")
     if name == "max-logprobs" and value == "-1":
         return Text("100")
-    spelled = {("generation-config", "vllm"): "llmd", ("uvicorn-log-level", "critical"): "error",
-               ("uvicorn-log-level", "trace"): "debug"}  # fmt: skip
+    spelled = {
+        ("generation-config", "vllm"): "llmd",
+        ("uvicorn-log-level", "critical"): "error",
+        ("uvicorn-log-level", "trace"): "debug",
+        ("guided-decoding-backend", "guidance"): "llguidance",
+        ("structured-outputs-config", "guidance"): "llguidance",
+    }
     return Text(spelled.get((name, value), value))
 
 

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from llmd.config import Config, Path
-from llmd.config_load import config_keys, field_of
+from llmd.config_load import config_keys
+from llmd.config_messages import field_of
 
 Shape = Literal["switch", "value", "list", "json"]
 
@@ -25,6 +26,7 @@ class Flag(NamedTuple):
     inverted: bool = False  # the flag says "disable" where the key says "enable"
     accepts: frozenset[str] | None = None  # without a path: the values that ask for what llmd does anyway; None: all
     why: str = ""  # without a path: what llmd decides, or what is not built in
+    entry: str = ""  # of a JSON document only this entry sets the key; the others are not built in
 
 
 # flag → key, where the key's table is not plain from the flag's name
@@ -45,6 +47,7 @@ _KEYS: dict[str, str] = {
     "override-generation-config": "models.0.override_generation_config",
     "chat-template": "models.0.chat_template",
     "attention-backend": "models.0.attention_backend",
+    "guided-decoding-backend": "models.0.structured_outputs_backend",
     "executor": "models.0.executor",
     "enforce-eager": "models.0.enforce_eager",
     "served-model-name": "models.0.served_model_name",
@@ -73,6 +76,9 @@ _KEYS: dict[str, str] = {
     "max-logprobs": "limits.max_logprobs",
     "enable-log-requests": "log.access",
     "uvicorn-log-level": "log.level",
+}
+_ENTRIES: dict[str, tuple[str, str]] = {
+    "structured-outputs-config": ("models.0.structured_outputs_backend", "backend"),
 }
 _INVERTED: dict[str, str] = {"disable-log-requests": "log.access", "disable-uvicorn-access-log": "log.access"}
 SHORT: dict[str, str] = {
@@ -124,7 +130,7 @@ ABSENT: dict[str, str] = {
     "exclude-tools-when-tool-choice-none=false",
     "reasoning parsers": "reasoning-parser= reasoning-parser-plugin= reasoning-config{} enable-reasoning=false "
     "cohere-is-reasoning-model cohere-format=",
-    "structured output": "structured-outputs-config{} guided-decoding-backend= guided-decoding-disable-fallback=false "
+    "settings of structured output beyond its backend": "guided-decoding-disable-fallback=false "
     "guided-decoding-disable-any-whitespace=false guided-decoding-disable-additional-properties=false",
     "speculative decoding": "speculative-config{} spec-method= spec-model= spec-tokens= speculative-model= "
     "num-speculative-tokens= speculative-model-quantization= speculative-draft-tensor-parallel-size= "
@@ -221,10 +227,14 @@ def _table() -> dict[str, Flag]:
     flags["disable-log-stats"] = Flag("disable-log-stats", "switch", ("log", "stats_interval_s"), inverted=True)
     flags |= {flag.name: flag for flag in _entries(DECIDED, decided=True)}
     flags |= {flag.name: flag for flag in _entries(ABSENT, decided=False)}
+    for name, (key, entry) in _ENTRIES.items():
+        flags[name] = Flag(name, "json", _parse_path(key), entry=entry)
     taken = {flag.path for flag in flags.values()}
-    for path in config_keys(Config):  # a key without a flag of vLLM's is set by its own name
+    for path in config_keys(Config):
         if path not in taken:
-            name = ".".join(str(part).replace("_", "-") for part in path if part != 0)
+            name = str(path[-1]).replace("_", "-")
+            if name not in flags or flags[name].path is not None:  # not a name of vLLM's: by the whole key
+                name = ".".join(str(part).replace("_", "-") for part in path if part != 0)
             flags[name] = Flag(name, _shape_of(path), path)
     return flags
 

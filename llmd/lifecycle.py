@@ -18,6 +18,7 @@ from llmd.checks import check_files, check_names, parse_sections
 from llmd.config import Config, ModelConfig
 from llmd.engine.executor import LoadProgress
 from llmd.errors import CannotListen, ConfigError, EngineFailure, ExitCode, LlmdError
+from llmd.guard import built_routes, guarded, no_service
 from llmd.loading import Bar, in_thread, seconds_since_start
 from llmd.log import set_level
 from llmd.plugin.catalog import Catalog
@@ -52,7 +53,9 @@ class Daemon:
         self._hurry = asyncio.Event()  # the second signal: do not wait for running requests
         self._services: list[ModelService] = []
         self._reloading: asyncio.Task[None] | None = None
-        self._authenticators = LiveAuthenticators(list(catalog.authenticators.values()), config)
+        self._extended_s = 0.0  # when systemd was last asked for more time to load
+        self._was_ready = False
+        self._authenticators = LiveAuthenticators(guarded(catalog, "authenticators"), config)
         self._context = self._make_context()
 
     async def run(self) -> ExitCode:
@@ -101,11 +104,10 @@ class Daemon:
         live = AuthenticatorSpec(name="all", summary="every authenticator", build=lambda config: self._authenticators)
         return ServerContext(
             config=self._config,
-            routes=list(catalog.routes.values()),
             authenticators=[live] if catalog.authenticators else [],
-            middlewares=list(catalog.middlewares.values()),
-            metric_specs=list(catalog.metrics.values()),
-            service_specs=list(catalog.services.values()),
+            middlewares=guarded(catalog, "middlewares"),
+            metric_specs=guarded(catalog, "metrics"),
+            service_specs=guarded(catalog, "services", no_service),
             sections=dict(catalog.settings),
             request_finished=lambda summary: catalog.notify("llmd_request_finished", summary=summary),
             plugin_status=lambda: [asdict(row) for row in catalog.plugins],
@@ -115,6 +117,7 @@ class Daemon:
         """Open the HTTP listener; /ready tells from the first moment how far loading is."""
         from llmd.server.app import create_app, make_runner
 
+        self._context.routes = built_routes(self._catalog, self._context)
         runner = make_runner(create_app(self._context), shutdown_timeout=_LAST_WORDS_S)
         await runner.setup()
         try:
@@ -151,6 +154,7 @@ class Daemon:
             return ExitCode.CLEAN
         if (code := self._failure()) is None and not self._stopping.is_set():
             self._context.state = "ready"
+            self._was_ready = True
             self._log_ready()
             await self._until_stopping(self._watch())
             code = self._failure()
@@ -212,7 +216,9 @@ class Daemon:
         phase = progress.phase if num_models == 1 else f"model {index + 1}/{num_models}: {progress.phase}"
         self._context.progress = LoadProgress(phase, (index + progress.fraction) / num_models)
         self._notifier.status(f"loading: {phase}")
-        self._notifier.extend_timeout(_LOAD_STEP_S)
+        if time.monotonic() - self._extended_s > 1.0:
+            self._extended_s = time.monotonic()
+            self._notifier.extend_timeout(_LOAD_STEP_S)
 
     def _log_ready(self) -> None:
         for service in self._services:
@@ -308,19 +314,20 @@ class Daemon:
 
     async def _drain(self, code: ExitCode) -> None:
         """Refuse new requests, let running ones end, abort the rest."""
-        timeout_s = self._config.server.drain_timeout_s if code is ExitCode.CLEAN else 0.0
+        timeout_s = self._config.server.drain_timeout_s if code is ExitCode.CLEAN and self._was_ready else 0.0
+        patience_s = _GIVE_UP_S if self._was_ready else _LAST_WORDS_S  # a load that is cut short is not waited for
         if code is ExitCode.CLEAN:
             self._context.state = "draining"
         self._notifier.stopping(f"draining, at most {timeout_s:g} s")
         self._notifier.extend_timeout(timeout_s + 10)
         draining = asyncio.ensure_future(self._stop_services(timeout_s))
         hurry = asyncio.ensure_future(self._hurry.wait())
-        await asyncio.wait((draining, hurry), timeout=timeout_s + _GIVE_UP_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((draining, hurry), timeout=timeout_s + patience_s, return_when=asyncio.FIRST_COMPLETED)
         hurry.cancel()
         if not draining.done():
             draining.cancel()
             aborting = asyncio.ensure_future(self._stop_services(0.0))
-            if not (await asyncio.wait((aborting,), timeout=_GIVE_UP_S))[0]:
+            if not (await asyncio.wait((aborting,), timeout=patience_s))[0] and self._was_ready:
                 log.error("the executor does not stop")
         await asyncio.sleep(_LAST_WORDS_S if code is not ExitCode.CLEAN else 0.0)
 

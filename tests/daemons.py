@@ -51,10 +51,14 @@ FAKE_EXECUTOR = """
 class Daemon:
     """`llmd` as a child process; leaving the context kills what still runs."""
 
-    def __init__(self, *arguments: str, cwd: Path, fake: bool = True, **environment: str | None) -> None:
+    def __init__(
+        self, *arguments: str, cwd: Path, fake: bool = True, program: str = "", wheel: str = "", **environment: str | None
+    ) -> None:
         wheels = Wheels(cwd / "wheels")
         wheels.folder.mkdir(exist_ok=True)
         wheels.add("acme-fake", FAKE_EXECUTOR)
+        if wheel:
+            wheels.add("acme-more", wheel)
         env = {name: value for name, value in os.environ.items() if not name.startswith("LLMD_")}
         paths = [str(wheels.folder), str(ROOT / "tests"), env.get("PYTHONPATH", "")]
         env |= {"PYTHONPATH": os.pathsep.join(paths), "LLMD_SERVER__PORT": "0"}
@@ -63,7 +67,11 @@ class Daemon:
         env = {name: value for name, value in (env | environment).items() if value is not None}
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "llmd", *arguments], cwd=cwd, env=env, stderr=subprocess.PIPE, text=True
+            [sys.executable, *(("-c", program) if program else ("-m", "llmd", *arguments))],
+            cwd=cwd,
+            env=env,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         self.lines: list[str] = []
         self._more = threading.Condition()

@@ -1,6 +1,7 @@
 """A small OpenAI-compatible server that answers as its `model` field says: well, slowly, or badly."""
 
 import asyncio
+import queue
 import threading
 from contextlib import contextmanager
 
@@ -17,7 +18,7 @@ class FakeOpenAI:
 
     def __init__(self) -> None:
         self.bodies, self.headers, self.num_busy = [], [], 0
-        self.running = self.most_running = 0
+        self.running = self.most_running = self.num_lists_without_model = 0
 
     def app(self) -> web.Application:
         app = web.Application()
@@ -27,6 +28,9 @@ class FakeOpenAI:
         return app
 
     async def models(self, request):
+        if self.num_lists_without_model:
+            self.num_lists_without_model -= 1
+            return web.json_response({"data": []})
         return web.json_response({"data": [{"id": "good"}]})
 
     async def answer(self, request):
@@ -93,29 +97,22 @@ class FakeOpenAI:
 @contextmanager
 def serving(fake: FakeOpenAI):
     """The server in a thread of its own; its base URL."""
-    loop, ready, address = asyncio.new_event_loop(), threading.Event(), []
+    started = queue.SimpleQueue()
 
-    async def start():
-        runner = web.AppRunner(fake.app())
+    async def serve():
+        runner, stop = web.AppRunner(fake.app(), shutdown_timeout=1), asyncio.Event()
         await runner.setup()
-        site = web.TCPSite(runner, "127.0.0.1", 0)
-        await site.start()
-        address.append(runner.addresses[0][1])
-        ready.set()
-        return runner
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        started.put((asyncio.get_running_loop(), stop, runner.addresses[0][1]))
+        await stop.wait()
+        await runner.cleanup()
 
-    def run():
-        asyncio.set_event_loop(loop)
-        runner = loop.run_until_complete(start())
-        loop.run_forever()
-        loop.run_until_complete(runner.cleanup())
-        loop.close()
-
-    thread = threading.Thread(target=run)
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    loop, stop, port = started.get(timeout=30)
     try:
-        yield f"http://127.0.0.1:{address[0]}"
+        yield f"http://127.0.0.1:{port}"
     finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join(10)
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(30)
+        assert not thread.is_alive()

@@ -187,3 +187,11 @@ def test_serve_help_lists_flags():
     run = llmd("serve", "--help")
     assert run.returncode == 0
     assert "--gpu-memory-utilization VALUE" in run.stdout
+
+
+def test_check_says_which_attention_backend_and_why_not_the_others():
+    run = llmd("check", "--device", VLLM_ATTENTION_BACKEND="reference")
+    assert (run.returncode, run.stderr) == (0, "")
+    assert "\ndemo: " in run.stdout
+    assert "\n  attention reference: taken\n" in run.stdout
+    assert "\n  attention cpu: " in run.stdout

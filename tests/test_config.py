@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from llmd import config as config_module
 from llmd.checks import parse_sections
 from llmd.config import Config, Section, dotted
-from llmd.config_load import Setting, Text, config_keys, field_of, load_config, variable_name
+from llmd.config_load import Setting, config_keys, load_config, variable_name
+from llmd.config_messages import Text, field_of
 from llmd.config_text import render
 from llmd.config_toml import key_lines
 from llmd.errors import ConfigError
@@ -74,13 +75,21 @@ def test_printed_configuration_reads_back_and_tells_no_secret(tmp_path):
     api_keys = ["secret"]
     [plugins.zeta]
     depth = 3
+    key = "secret"
+    [plugins.other]
+    key = "secret"
     """
+
+    class Zeta(Section):
+        depth: int = 1
+        key: str = Field("", repr=False)
+
     config = load(tmp_path, text)
-    printed = render(config)
+    printed = render(config, {"zeta": Zeta})
     assert "secret" not in printed.replace("secrets", "")
     again = load(tmp_path, printed)
     assert again.models[0].override_generation_config == {"temperature": 0.5, "a b": ["ü", True]}
-    assert again.plugins.model_extra == {"zeta": {"depth": 3}}
+    assert again.plugins.model_extra == {"zeta": {"depth": 3}, "other": {}}
     assert again.server.port == 1
 
 

@@ -74,7 +74,14 @@ def test_signal_while_loading_ends_at_once(daemon):
     assert time.monotonic() - start_s < 5
 
 
-def test_serve_as_a_function(tmp_path):
+def test_serve_as_a_function(daemon):
+    program = "import llmd, sys; sys.exit(llmd.serve(model='demo', host='127.0.0.1', max_num_seqs=4))"
+    running = daemon(program=program).ready()
+    assert running.complete()[0] == 200
+    assert running.stop() == 0
+
+
+def test_serve_as_a_function_raises_what_is_wrong(tmp_path):
     program = "import llmd, sys; sys.exit(llmd.serve(model='nowhere/at-all/is this', port=0))"
     run = subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60
@@ -125,6 +132,78 @@ def test_device_that_is_lost_exits_69(daemon):
     assert running.process.wait(60) == 69
     running._reader.join(5)
     assert "the engine failed: the fake device is lost" in running.log
+
+
+# --- plugins that break while the server is built and while it serves
+
+BREAKS_LATE = """
+from llmd.api.v1 import MetricsSpec, MiddlewareSpec, RouteSpec, ServiceSpec, hookimpl
+
+def build(*given):
+    raise RuntimeError("ouch")
+
+def good(context):
+    from aiohttp import web
+
+    async def answer(request):
+        return web.json_response({"zeta": 1})
+
+    return answer
+
+@hookimpl
+def llmd_register_routes():
+    return [
+        RouteSpec(name="bad", summary="for tests", method="GET", path="/bad", build=build),
+        RouteSpec(name="good", summary="for tests", method="GET", path="/good", build=good),
+    ]
+
+@hookimpl
+def llmd_register_middlewares():
+    return [MiddlewareSpec(name="bad", summary="for tests", build=build)]
+
+@hookimpl
+def llmd_register_metrics():
+    return [MetricsSpec(name="bad", summary="for tests", build=build)]
+
+@hookimpl
+def llmd_register_services():
+    return [ServiceSpec(name="bad", summary="for tests", build=build)]
+
+@hookimpl
+def llmd_request_finished(summary):
+    raise RuntimeError("ouch")
+"""
+BAD_DOOR = """
+from llmd.api.v1 import AuthenticatorSpec, hookimpl
+
+def build(config):
+    raise RuntimeError("ouch")
+
+@hookimpl
+def llmd_register_authenticators():
+    return [AuthenticatorSpec(name="door", summary="for tests", build=build)]
+"""
+
+
+def test_wheel_that_breaks_late_loses_only_what_broke(daemon):
+    running = daemon(wheel=BREAKS_LATE).ready()
+    for _ in range(2):
+        assert running.complete()[0] == 200
+    assert running.get("/good") == (200, {"zeta": 1})
+    assert running.get("/bad")[0] == 404
+    assert running.get("/metrics")[0] == 200
+    assert running.stop() == 0
+    for family in ("routes", "middlewares", "metrics", "services"):
+        line = f"plugin acme-more.main of acme-more: {family}.bad cannot be built and is left out: RuntimeError: ouch"
+        assert running.log.count(line) == 1
+    assert running.log.count("llmd_request_finished raised RuntimeError: ouch") == 1
+
+
+def test_authenticator_that_cannot_be_built_stops_the_start(daemon):
+    running = daemon(wheel=BAD_DOOR)
+    assert running.process.wait(60) == 78
+    running._reader.join(5)
+    assert "authenticator 'door' cannot be built: RuntimeError: ouch" in running.log
 
 
 # --- drain

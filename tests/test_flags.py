@@ -3,7 +3,8 @@
 import pytest
 
 from llmd.config import Config, dotted
-from llmd.config_load import config_keys, field_of, load_config
+from llmd.config_load import config_keys, load_config
+from llmd.config_messages import field_of
 from llmd.errors import ConfigError
 from llmd.flags import parse_flags, settings_of
 from llmd.flags_help import render
@@ -98,6 +99,18 @@ def test_json_flags_whole_or_key_by_key():
     assert problems_of("--override-generation-config", "{") == [
         "--override-generation-config: '{' is not JSON: "
         "Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
+    ]
+
+
+def test_backend_of_structured_outputs():
+    for arguments in (
+        ["--structured-outputs-config", '{"backend": "guidance", "disable_fallback": false}'],
+        ["--structured-outputs-config.backend", "guidance"],
+        ["--guided-decoding-backend", "guidance"],
+    ):
+        assert config_of(*arguments).models[0].structured_outputs_backend == "llguidance"
+    assert problems_of("--structured-outputs-config", '{"disable_any_whitespace": true}') == [
+        "--structured-outputs-config.disable_any_whitespace: not built in yet; allowed: backend"
     ]
 
 

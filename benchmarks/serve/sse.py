@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 ROOT = Path(__file__).parent.parent.parent
@@ -42,6 +43,7 @@ class Pump:
         self.names, self.state, self.max_model_len = ("bench",), "ready", 1 << 16
         self.progress, self.created_s, self.engine = LoadProgress("ready", 1.0), time.time(), self
         self.failure: BaseException | None = None
+        self.chat_template = SimpleNamespace(templates={})
         self.num_streams, self.num_tokens = num_streams, num_tokens
         self.streams: list[Any] = []
         self.outputs = self._text() if with_text else None

@@ -21,7 +21,16 @@ import torch
 
 log = logging.getLogger("llmd.kernels")
 
-FLAGS = ("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC", "-fvisibility=hidden")
+FLAGS = (
+    "-std=c++17",
+    "-O3",
+    "-march=native",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-fPIC",
+    "-fvisibility=hidden",
+)
 DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1}  # as enum DType in common.h
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
@@ -32,6 +41,8 @@ _SIGNATURES: dict[str, list[type[ctypes._SimpleCData]]] = {
     "llmd_rotary": [_P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _I, _I, _I],
     "llmd_store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _I, _I],
     "llmd_paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, _F, *[_I] * 15],
+    "llmd_quantize_rows": [_P, _P, _P, _I, _I, _I, _I],
+    "llmd_int8_linear": [_P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I],
     "llmd_linear": [_P, _P, _P, _P, _I, _I, _I, _I, _I, _I],
 }
 

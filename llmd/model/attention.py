@@ -43,7 +43,15 @@ class AttentionBackend(Protocol):
         """What all layers of a step share; handed to every `forward` of the step as `meta`."""
 
     def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, meta: Any, *, scale: float, window: int | None
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        kv: torch.Tensor,
+        meta: Any,
+        *,
+        scale: float,
+        window: int | None,
     ) -> torch.Tensor:
         """Store k, v [T, K, D] in kv [num_blocks, *kv_shape], then attend with q [T, H, D]: [T, H, D], contiguous."""
 

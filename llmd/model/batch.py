@@ -75,7 +75,9 @@ class RowArrays:
         """Write tokens that are known without having been sampled."""
         for update in updates:
             ids = torch.from_numpy(np.asarray(update.token_ids, dtype=np.int32))
-            self.token_ids[update.row, update.first_position : update.first_position + len(ids)].copy_(ids, non_blocking=True)
+            self.token_ids[update.row, update.first_position : update.first_position + len(ids)].copy_(
+                ids, non_blocking=True
+            )
 
     def batch(self, plan: StepPlan) -> Batch:
         """The plan's scheduled tokens."""

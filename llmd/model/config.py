@@ -101,9 +101,7 @@ def parse_config(raw: Mapping[str, Any]) -> ArchitectureConfig:
             f"config.json: num_attention_heads ({num_heads}) must be a multiple of num_key_value_heads ({num_kv_heads})"
         )
     if raw.get("head_dim") is None and hidden_size % num_heads:
-        raise ModelError(
-            f"config.json: hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({num_heads})"
-        )
+        raise ModelError(f"config.json: hidden_size ({hidden_size}) must be a multiple of num_attention_heads ({num_heads})")
     head_dim = keys.integer("head_dim", hidden_size // num_heads)
     if head_dim % 2:
         raise ModelError(f"config.json: head_dim must be even, got {head_dim}")
@@ -205,9 +203,7 @@ def _windows(raw: Mapping[str, Any], keys: _Keys, num_layers: int) -> tuple[int 
         raise ModelError(f"config.json: layer_types must be a list of num_hidden_layers ({num_layers}) entries")
     for kind in kinds or ():
         if kind not in ("full_attention", "sliding_attention"):
-            raise ModelError(
-                f"config.json: layer_types may hold 'full_attention' and 'sliding_attention', got {kind!r}"
-            )
+            raise ModelError(f"config.json: layer_types may hold 'full_attention' and 'sliding_attention', got {kind!r}")
     if raw.get("sliding_window") is None or raw.get("use_sliding_window") is False:
         if kinds and "sliding_attention" in kinds:
             raise ModelError("config.json: layer_types asks for sliding_attention, but sliding_window is not set")

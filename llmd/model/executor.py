@@ -1,7 +1,7 @@
 """ThreadExecutor: one daemon thread that owns every tensor, fed through a queue by the loop thread.
 
-    loop thread      start ─► submit(plan) ─► asyncio future ◄────────────── call_soon_threadsafe
-    executor thread           queue ─► runner.launch ─► (next launch) ─► pending.result ─┘
+loop thread      start ─► submit(plan) ─► asyncio future ◄────────────── call_soon_threadsafe
+executor thread           queue ─► runner.launch ─► (next launch) ─► pending.result ─┘
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 import torch
-from llmd_kernels import native
 
 from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.engine.executor import ExecutorInfo, LoadProgress
@@ -29,6 +28,7 @@ from llmd.engine.step import StepPlan, StepResult
 from llmd.errors import EngineFailure, LlmdError, StepFailed
 from llmd.model.loader import ModelParts
 from llmd.model.runner import PendingStep, Runner
+from llmd_kernels import native
 
 if TYPE_CHECKING:
     from llmd.engine.grammar import Bitmask
@@ -68,6 +68,7 @@ class ThreadExecutor:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._failure: EngineFailure | None = None
         self._is_stopping = False
+        self._in_hand: list[_Job] = []  # taken from the queue and not answered
 
     # --- the loop thread's side
 
@@ -116,6 +117,8 @@ class ThreadExecutor:
             job.future.set_exception(failure)
         else:
             self._jobs.put(job)
+            if self._failure is not None:  # the thread ended between the question and the put
+                _resolve(job.future, None, self._failure)
         return job.future
 
     # --- the executor thread's side
@@ -145,7 +148,7 @@ class ThreadExecutor:
                 self._finish(launched)
                 launched = None
             if job is not None and self._failure is not None:
-                _answer(job.future, error=self._failure)
+                self._answer(job, error=self._failure)
             elif job is not None and job.plan is None:
                 self._call(job)
         self._finish(launched)
@@ -153,21 +156,24 @@ class ThreadExecutor:
     def _next(self, *, wait: bool) -> _Job | _Stop | None:
         """The next job; None when there is none yet and a result could be waited for meanwhile."""
         try:
-            return self._jobs.get(block=wait)
+            job = self._jobs.get(block=wait)
         except queue.Empty:
             return None
+        if isinstance(job, _Job):
+            self._in_hand.append(job)
+        return job
 
     def _call(self, job: _Job) -> None:
         assert job.call is not None
         try:
             answer = job.call()
         except LlmdError as error:
-            _answer(job.future, error=error)
-        except Exception as error:  # noqa: BLE001 - loading runs plugins' code; the loop gets what it raised
+            self._answer(job, error=error)
+        except Exception as error:
             log.exception("loading failed")
-            _answer(job.future, error=error)
+            self._answer(job, error=error)
         else:
-            _answer(job.future, answer)
+            self._answer(job, answer)
 
     def _launch(self, job: _Job) -> _Launched | None:
         assert job.plan is not None
@@ -185,19 +191,19 @@ class ThreadExecutor:
         except Exception as error:  # noqa: BLE001 - as in _launch
             self._step_failed(launched.job, error)
             return
-        _answer(launched.job.future, result)
+        self._answer(launched.job, result)
 
     def _step_failed(self, job: _Job, error: Exception) -> None:
         """This step only, unless the device is lost."""
         if is_device_lost(error):
             log.error("the device is lost: %s", error)
             self._fail(EngineFailure(f"the device is lost: {type(error).__name__}"))
-            _answer(job.future, error=self._failure)
+            self._answer(job, error=self._failure)
             return
         if not isinstance(error, StepFailed):
             log.error("a step failed", exc_info=error)
             error = StepFailed(f"the step failed: {type(error).__name__}")
-        _answer(job.future, error=error)
+        self._answer(job, error=error)
 
     def _fail(self, failure: EngineFailure) -> None:
         self._failure = self._failure or failure
@@ -205,20 +211,27 @@ class ThreadExecutor:
     def _refuse_rest(self) -> None:
         """Nobody may wait for a thread that is gone."""
         failure = self._failure = self._failure or EngineFailure("the executor is stopped")
+        for job in list(self._in_hand):
+            self._answer(job, error=failure)
         while True:
             try:
-                job = self._jobs.get(block=False)
+                queued = self._jobs.get(block=False)
             except queue.Empty:
                 return
-            if isinstance(job, _Job):
-                _answer(job.future, error=failure)
+            if isinstance(queued, _Job):
+                self._answer(queued, error=failure)
+
+    def _answer(self, job: _Job, answer: Any = None, error: BaseException | None = None) -> None:
+        if job in self._in_hand:
+            self._in_hand.remove(job)
+        _resolve(job.future, answer, error)
 
 
 def num_threads() -> int:
     """Cores for torch: those that this process may use, less one for the loop where there are more than two."""
-    if value := os.environ.get("OMP_NUM_THREADS", ""):
-        if value.isdecimal() and int(value) > 0:
-            return int(value)
+    value = os.environ.get("OMP_NUM_THREADS", "")
+    if value.isdecimal() and int(value) > 0:
+        return int(value)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     if (quota := _cgroup_cores()) is not None:
         cores = min(cores, quota)
@@ -242,7 +255,7 @@ def is_device_lost(error: BaseException) -> bool:
     return (accelerator_error is not None and isinstance(error, accelerator_error)) or "CUDA error" in str(error)
 
 
-def _answer(future: asyncio.Future[Any], answer: Any = None, error: BaseException | None = None) -> None:
+def _resolve(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:
     """Resolve a future of the loop thread, unless nobody waits for it any more."""
 
     def resolve() -> None:

@@ -77,8 +77,8 @@ def pool_bytes(cache: CacheConfig, device: torch.device, used_bytes: int = 0) ->
         room = int(total * cache.gpu_memory_utilization) - used_bytes
         if room <= 0:
             raise ModelError(
-                f"gpu_memory_utilization {cache.gpu_memory_utilization} leaves no room for a KV pool: weights and activations "
-                f"take {show(used_bytes)} of {show(total)}"
+                f"gpu_memory_utilization {cache.gpu_memory_utilization} leaves no room for a KV pool: weights and "
+                f"activations take {show(used_bytes)} of {show(total)}"
             )
         return room
     return min(free_memory() // 4, _CPU_DEFAULT_MAX_BYTES)

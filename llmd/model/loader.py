@@ -31,7 +31,8 @@ from llmd.model.quantization import Quantization, Unquantized
 log = logging.getLogger("llmd.model")
 
 _DTYPES = {
-    "half": torch.float16, "float16": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32, "float32": torch.float32,
+    "half": torch.float16, "float16": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32,
+    "float32": torch.float32,
 }  # fmt: skip
 
 
@@ -50,7 +51,7 @@ class Checkpoint(Protocol):
         """Every tensor there is; None when it gives whatever is asked for."""
 
     def tensors(self, wanted: Mapping[str, WeightSlot]) -> Iterator[tuple[str, torch.Tensor, str]]:
-        """(name, tensor, phase in words) of each wanted tensor; the tensor may be overwritten after the next one is asked for."""
+        """(name, tensor, phase in words) of each wanted tensor, which is good until the next one is asked for."""
 
     def close(self) -> None:
         """Let go of the files."""

@@ -50,7 +50,7 @@ class _Sum(NamedTuple):
     """Hidden states added up over the chunks of a prompt."""
 
     total: Tensor  # [hidden_size] float32
-    count: int
+    num_tokens: int
 
 
 class Pooler:
@@ -73,14 +73,14 @@ class Pooler:
         if params.dimensions is not None and params.dimensions > hidden.shape[1]:
             return f"dimensions must be at most {hidden.shape[1]}, got {params.dimensions}" if is_last else None
         if params.pooling == "mean":
-            total, count = self._sums.pop(row, _Sum(torch.zeros((), device=hidden.device), 0))
-            if count != start:
+            total, num_tokens = self._sums.pop(row, _Sum(torch.zeros((), device=hidden.device), 0))
+            if num_tokens != start:
                 return "a mean needs every hidden state of the prompt, but its beginning was not computed"
-            sums = _Sum(total + hidden.float().sum(0), count + hidden.shape[0])
+            sums = _Sum(total + hidden.float().sum(0), num_tokens + hidden.shape[0])
             if not is_last:
                 self._sums[row] = sums
                 return None
-            vector = sums.total / sums.count
+            vector = sums.total / sums.num_tokens
         elif is_last:
             vector = hidden[-1].float()
         else:

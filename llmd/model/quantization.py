@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+
 from llmd_kernels.linear import linear
 
 if TYPE_CHECKING:

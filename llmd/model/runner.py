@@ -25,7 +25,7 @@ from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan, StepResult, TokenL
 from llmd.errors import ModelError
 from llmd.model.batch import Batch, RowArrays
 from llmd.model.kv_tensors import KVTensors, kv_dtype, pool_bytes, show, size_pool
-from llmd.model.loader import LoadedModel, ModelParts, load_model, plan_model
+from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
 from llmd.model.outputs import Pooler, PromptScorer, RowErrors, mask_logits
 from llmd.model.sampler import PendingTokens, Sampler, SamplerContext
@@ -110,7 +110,11 @@ class Runner:
         if blueprint.device.type == "cpu" or self._cache.kv_cache_bytes is not None:
             # Known before the weights: a context that does not fit is told at once.
             sizes = size_pool(
-                pool_bytes(self._cache, blueprint.device), self._block_bytes(blueprint), self._cache.block_size, context, wanted
+                pool_bytes(self._cache, blueprint.device),
+                self._block_bytes(blueprint),
+                self._cache.block_size,
+                context,
+                wanted,
             )
         self._model = load_model(
             self._config,
@@ -125,7 +129,11 @@ class Runner:
         if sizes is None:
             used = self._profile(wanted or context)
             sizes = size_pool(
-                pool_bytes(self._cache, self.device, used), self._block_bytes(blueprint), self._cache.block_size, context, wanted
+                pool_bytes(self._cache, self.device, used),
+                self._block_bytes(blueprint),
+                self._cache.block_size,
+                context,
+                wanted,
             )
         self._allocate(sizes.num_blocks, sizes.max_model_len)
         report(LoadProgress("warm-up", 0.98))
@@ -154,9 +162,7 @@ class Runner:
 
     def _build_sampler(self, max_rows: int, max_model_len: int) -> Sampler:
         vocab_size = self._model.config.vocab_size
-        facts = LogitsContext(
-            max_num_rows=max_rows, max_model_len=max_model_len, vocab_size=vocab_size, device=self.device
-        )
+        facts = LogitsContext(max_num_rows=max_rows, max_model_len=max_model_len, vocab_size=vocab_size, device=self.device)
         specs = sorted(self._parts.logits_processors.values(), key=lambda spec: spec.order)
         context = SamplerContext(
             max_num_rows=max_rows,
@@ -186,7 +192,7 @@ class Runner:
         return -(-self._scheduler.max_num_batched_tokens // self._cache.block_size) + 1
 
     def _warm_up(self) -> None:
-        """The largest prompt step and a decode step on rows that nobody uses yet: kernels, thread pools and buffers exist."""
+        """A prompt and a decode step before anyone waits: kernels are compiled, thread pools and buffers exist."""
         block_size = self._cache.block_size
         count = min(self._scheduler.max_num_batched_tokens, self.max_model_len - 1, self.kv.num_blocks * block_size - 1)
         if self.device.type == "cpu":
@@ -257,9 +263,7 @@ class Runner:
         tokens = self._sample(plan, batch, hidden, masks)
         self._score_prompts(plan, batch, hidden)
         self._pool(plan, batch, hidden)
-        return PendingStep(
-            plan, started_s, tokens, self._scorer.take(), self._pooler.take(), self._errors.of(plan.rows)
-        )
+        return PendingStep(plan, started_s, tokens, self._scorer.take(), self._pooler.take(), self._errors.of(plan.rows))
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states [T, hidden_size] of a batch."""
@@ -301,14 +305,12 @@ class Runner:
         self._pooler.admit(admit.row)
         try:
             self._sampler.admit(admit)
-        except Exception as error:  # noqa: BLE001 - a plugin's processor must not end other sequences' step
+        except Exception as error:
             log.exception("a sampler or logits processor refused row %d", admit.row)
             self._errors.add(admit.row, f"the sampler refused the request: {error}")
             self._sampler.admit(_plain(admit))
 
-    def _sample(
-        self, plan: StepPlan, batch: Batch, hidden: Tensor, masks: Future[Bitmask] | None
-    ) -> PendingTokens | None:
+    def _sample(self, plan: StepPlan, batch: Batch, hidden: Tensor, masks: Future[Bitmask] | None) -> PendingTokens | None:
         """Draw a token for each row that samples, and write it where the next step reads it."""
         chosen = [index for index, samples in enumerate(plan.samples) if samples]
         if not chosen:

@@ -22,7 +22,8 @@ from llmd.daemon import build_service, load_catalog, resolve_model
 from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.step import FinishReason
 from llmd.errors import InvalidRequest, Overloaded
-from llmd.flags import FLAGS, settings_of
+from llmd.flags import settings_of
+from llmd.flags_table import FLAGS
 from llmd.offline.loop import LoopThread, Progress
 from llmd.offline.outputs import (
     CompletionOutput,
@@ -278,7 +279,7 @@ def _make_config(options: dict[str, Any]) -> Config:
 
 
 async def _start(service: ModelService) -> None:
-    from llmd.lifecycle import Bar
+    from llmd.loading import Bar
 
     bar = Bar(service.names[0])
     try:

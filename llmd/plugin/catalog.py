@@ -112,6 +112,7 @@ class Catalog(Registries):
         except Exception as error:  # one plugin's mistake must not become another's
             if (impl.plugin, impl.hook) not in self._silenced:
                 self._silenced.add((impl.plugin, impl.hook))
+                self.manager.note(impl.plugin, f"{impl.hook} raised {type(error).__name__}: {error}")
                 log.warning(
                     "plugin %s: %s raised %s: %s (further ones are not logged)",
                     impl.plugin, impl.hook, type(error).__name__, error,

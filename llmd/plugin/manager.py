@@ -231,7 +231,7 @@ class PluginManager:
                 raise Refused(self._unknown_hook(hook))
             if options.get("wrapper") or options.get("hookwrapper"):
                 raise Refused(f"{hook} is a wrapper; allowed: a plain implementation that returns its result")
-            self._check_arguments(hook, getattr(module, name))
+            self._check_arguments(hook, pluggy.HookImpl(module, name, getattr(module, name), options).argnames)
             hooks.append(hook)
         return tuple(hooks)
 
@@ -239,8 +239,7 @@ class PluginManager:
         closest = get_close_matches(hook, self._arguments, n=1)
         return f"there is no hook {hook}" + (f"; did you mean {closest[0]}?" if closest else "")
 
-    def _check_arguments(self, hook: str, function: Callable[..., Any]) -> None:
-        argnames, _ = pluggy._hooks.varnames(function)
+    def _check_arguments(self, hook: str, argnames: Sequence[str]) -> None:
         if wrong := [name for name in argnames if name not in self._arguments[hook]]:
             allowed = ", ".join(sorted(self._arguments[hook])) or "none"
             raise Refused(f"{hook} has no argument {wrong[0]}; allowed: {allowed}")
@@ -288,6 +287,10 @@ class PluginManager:
         for name in self._arguments:
             impls = getattr(self._pm.hook, name).get_hookimpls()
             self._impls[name] = [Impl(impl.plugin_name, name, impl.function, tuple(impl.argnames)) for impl in impls]
+
+    def note(self, plugin: str, reason: str) -> None:
+        """Write into a loaded plugin's row what went wrong later."""
+        self.statuses[plugin] = replace(self.statuses[plugin], reason=reason)
 
     def impls(self, hook: str) -> list[Impl]:
         """Implementations of a hook as pluggy keeps them: the last is asked first."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Generic, TypeVar
 
 from llmd.errors import ConfigError
@@ -85,7 +84,3 @@ class Registry(Mapping[str, S]):
     def owner(self, name: str) -> Owner:
         """Who provides `name`."""
         return self._offers[name].owner
-
-    def closest(self, name: str) -> str | None:
-        """The known name that looks most like `name`."""
-        return next(iter(get_close_matches(name, self._offers, n=1)), None)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from llmd.config import Config
 from llmd.engine.executor import LoadProgress
@@ -126,6 +127,17 @@ def create_app(context: ServerContext) -> web.Application:
     return app
 
 
+class ProtocolLog(logging.LoggerAdapter[logging.Logger]):
+    """What aiohttp logs of connections: a client that does not speak HTTP is no error of ours."""
+
+    def exception(self, msg: object, *args: object, exc_info: Any = True, **kwargs: Any) -> None:
+        """Log an exception; bad HTTP as one line for those who look for it."""
+        if isinstance(exc_info, HttpProcessingError):
+            self.debug("bad HTTP: %s", exc_info.message)
+        else:
+            super().exception(msg, *args, exc_info=exc_info, **kwargs)
+
+
 def make_runner(app: web.Application, **options: Any) -> web.AppRunner:
     """A runner whose handlers are cancelled when their client leaves, with bounded headers and no access log of its own."""
     max_header_bytes = app[CONTEXT].config.server.max_header_bytes
@@ -137,6 +149,6 @@ def make_runner(app: web.Application, **options: Any) -> web.AppRunner:
         max_line_size=max_header_bytes,
         max_field_size=max_header_bytes,
         lingering_time=2.0,  # how long the rest of a refused body is read, so that its sender can see the answer
-        logger=logging.getLogger("llmd.http"),
+        logger=ProtocolLog(logging.getLogger("llmd.http"), {}),
         **options,
     )

@@ -11,6 +11,8 @@ from aiohttp.http_exceptions import HttpProcessingError
 from llmd.errors import InvalidRequest
 from llmd.server.errors import RequestRefused
 
+MAX_NESTING = 254  # orjson's own bound when it writes
+
 
 def _too_large(limit: int) -> RequestRefused:
     return RequestRefused(413, f"the body is larger than {limit} bytes (server.max_body_bytes)", code="request_too_large")
@@ -44,9 +46,20 @@ async def read_json(request: web.Request) -> Any:
     _check_content_type(request)
     body = await read_body(request)
     try:
-        return orjson.loads(body)
+        value = orjson.loads(body)
     except orjson.JSONDecodeError as error:
         raise InvalidRequest(f"the body is not valid JSON: {error}", code="invalid_json") from None
+    if body.count(b"[") + body.count(b"{") > MAX_NESTING:
+        _check_nesting(value)
+    return value
+
+
+def _check_nesting(value: Any) -> None:
+    """Whoever walks the value later (templates, validators) may recurse; orjson writes no deeper than MAX_NESTING."""
+    try:
+        orjson.dumps(value)
+    except orjson.JSONEncodeError:
+        raise InvalidRequest(f"the body is nested deeper than {MAX_NESTING} levels", code="invalid_json") from None
 
 
 async def read_json_object(request: web.Request) -> dict[str, Any]:

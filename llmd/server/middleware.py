@@ -7,6 +7,7 @@ import logging
 import re
 import secrets
 import time
+from array import array
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
@@ -50,9 +51,15 @@ class Receipt:
         self.headers: dict[str, str] = {}  # put on the answer, streamed or not, an error or not
         self.streams: list[RequestStream] = []
         self.finish_reasons: list[str] = []
-        self.gaps_s: list[float] = []  # between two pieces of one sequence
+        self.gaps_s = array("d")  # between two pieces of one sequence
         self.facts: dict[str, Any] = {"method": request.method}
         self.client_gone = False
+
+    def rename(self, request_id: str) -> None:
+        """Take the id that the body asks for; the answer's header follows."""
+        self.request_id = request_id
+        if "X-Request-Id" in self.headers:
+            self.headers["X-Request-Id"] = request_id
 
     def finished(self, reason: str) -> None:
         """One sequence ended."""

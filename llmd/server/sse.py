@@ -34,8 +34,17 @@ class EventStream:
     DONE: ClassVar[bytes] = b"data: [DONE]\n\n"
 
     __slots__ = (
-        "_is_chunked", "_keepalive_s", "_loop", "_num_sent", "_num_seen", "_request", "_timer", "_transport", "_writing",
-        "can_push", "response",
+        "_is_chunked",
+        "_keepalive_s",
+        "_loop",
+        "_num_seen",
+        "_num_sent",
+        "_request",
+        "_timer",
+        "_transport",
+        "_writing",
+        "can_push",
+        "response",
     )  # fmt: skip
 
     def __init__(self, request: web.Request, *, keepalive_s: float = KEEPALIVE_S) -> None:
@@ -72,14 +81,19 @@ class EventStream:
         """Write whole events; waits while the client is slow."""
         self._num_sent += 1
         await self.response.write(data)
-        if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
-            await self._request.writer.drain()
+        await self.drain()
         self.can_push = True
 
-    def push(self, data: bytes) -> bool:
-        """Write whole events without waiting; False once the client is slow, and `send` must come next.
+    async def drain(self) -> None:
+        """Wait while the client is slow."""
+        if self._transport.get_write_buffer_size() > MAX_UNSENT_BYTES:
+            await self._request.writer.drain()
 
-        Only after a `send`, which takes the headers along. Past aiohttp's writer, whose bookkeeping costs as much as the rest.
+    def push(self, data: bytes) -> bool:
+        """Write whole events without waiting; False once the client is slow, and `drain` must come next.
+
+        Only after a `send`, which takes the headers along. Goes past aiohttp's writer, whose bookkeeping costs as much as
+        the rest.
         """
         transport = self._transport
         if transport.is_closing():

@@ -39,7 +39,9 @@ def model_parts() -> ModelParts:
     )
 
 
-def make_runner(path: Path, *, cache: dict[str, Any] | None = None, scheduler: dict[str, Any] | None = None, **model: Any) -> Runner:
+def make_runner(
+    path: Path, *, cache: dict[str, Any] | None = None, scheduler: dict[str, Any] | None = None, **model: Any
+) -> Runner:
     """A loaded Runner on the CPU."""
     model = {"dtype": "float32", "device": "cpu", **model}
     runner = Runner(
@@ -81,9 +83,13 @@ class StepDriver:
 
         sampler.sample = sample  # type: ignore[method-assign]
 
-    def sequence(self, prompt: Sequence[int], params: SamplingParams | PoolingParams = GREEDY, seed: int = 0) -> SimpleNamespace:
+    def sequence(
+        self, prompt: Sequence[int], params: SamplingParams | PoolingParams = GREEDY, seed: int = 0
+    ) -> SimpleNamespace:
         """A sequence that waits for a row."""
-        return SimpleNamespace(tokens=list(prompt), num_prompt=len(prompt), params=params, seed=seed, computed=0, row=None, blocks=[])
+        return SimpleNamespace(
+            tokens=list(prompt), num_prompt=len(prompt), params=params, seed=seed, computed=0, row=None, blocks=[]
+        )
 
     def release(self, sequence: SimpleNamespace) -> None:
         """Take back row and blocks; a sequence that is stepped again is recomputed, as after preemption."""

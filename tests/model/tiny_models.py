@@ -10,9 +10,9 @@ import transformers
 
 VOCAB_SIZE = 97
 SHAPE: dict[str, Any] = {
-    "vocab_size": VOCAB_SIZE, "hidden_size": 60, "intermediate_size": 77, "num_hidden_layers": 3, "max_position_embeddings": 256,
-    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 20, "bos_token_id": None, "eos_token_id": None,
-    "initializer_range": 0.2,
+    "vocab_size": VOCAB_SIZE, "hidden_size": 60, "intermediate_size": 77, "num_hidden_layers": 3,
+    "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 20, "max_position_embeddings": 256,
+    "bos_token_id": None, "eos_token_id": None, "initializer_range": 0.2,
 }  # fmt: skip
 
 
@@ -22,7 +22,7 @@ def make_model(family: str, **changes: Any) -> Any:
     config = getattr(transformers, f"{family}Config")(**{**SHAPE, **changes})
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():  # the initial zeros and ones would hide a bias or norm that is not applied
-        for name, parameter in model.named_parameters():
+        for parameter in model.parameters():
             if parameter.dim() == 1:
                 parameter.add_(torch.randn_like(parameter) * 0.3)
     return model

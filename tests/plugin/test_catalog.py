@@ -75,6 +75,8 @@ def test_one_that_raises_keeps_nobody_from_hearing(wheels, load, caplog):
     import acme_good
 
     assert acme_good.heard == acme_bad.heard == [0, 1, 2]
+    assert catalog.manager.statuses["acme-bad.main"].reason == "llmd_request_finished raised RuntimeError: ouch"
+    assert catalog.manager.statuses["acme-bad.main"].state == "loaded"
     messages = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     warnings = [message for message in messages if "acme" in message]
     assert warnings == [

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -129,7 +130,7 @@ class Speaker:
 
     def _delta(self, index: int, step: int, is_last: bool) -> TextDelta:
         params, token_id = self.request.params, 10 + step
-        text = f" t{step}" if step else f"t{step}"
+        text = (f" t{step}" if step else f"t{step}") + self.service.padding
         delta = TextDelta(self.request.request_id, index, text, [token_id], num_cached_tokens=3)
         if params.logprobs is not None:
             delta.logprobs = [_logprobs(token_id, params.logprobs)]
@@ -160,10 +161,12 @@ class FakeService:
     created_s: float = 1700000000.0
     step_s: float = 0.0
     max_words: int | None = None
+    padding: str = ""  # behind each word
     fail_at: int | None = None
     fail_as: FinishReason = FinishReason.ERROR
     fail_with: str | None = "NaN logits"
     defaults: dict[str, Any] = field(default_factory=dict)
+    chat_template: Any = field(default_factory=lambda: SimpleNamespace(templates={"default": "{{ messages }}"}))
     engine: FakeEngine = field(default_factory=FakeEngine)
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     requests: list[Request] = field(default_factory=list)
@@ -230,11 +233,6 @@ def make_context(service: Any = None, **changes: Any) -> ServerContext:
 def make_config(**server: Any) -> Config:
     """A configuration with these `[server]` keys."""
     return Config.model_validate({"server": server})
-
-
-def never_build(config: Config) -> Any:
-    """An authenticator that has nothing to check."""
-    return
 
 
 def broken_authenticator() -> AuthenticatorSpec:

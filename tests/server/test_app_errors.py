@@ -58,6 +58,7 @@ def status_of(answer: bytes) -> int:
         (b'{"messages": "\\ud800"}', 400, None),
         (b"[" * 100_000, 400, "invalid_json"),
         (b'{"metadata":' * 10_000 + b"1" + b"}" * 10_000, 400, "invalid_json"),
+        (b'{"metadata":' * 300 + b"1" + b"}" * 300, 400, "invalid_json"),
         (b'{"model": "nope", "messages": [{"role": "user", "content": "hi"}]}', 404, "model_not_found"),
     ],
 )
@@ -142,9 +143,10 @@ async def test_compressed_body_counts_unpacked():
         b"GET /%ff%fe HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-async def test_broken_http_is_a_4xx(request_):
+async def test_broken_http_is_a_4xx(request_, caplog):
     async with serving(make_context()) as url:
         answer = await raw(url, request_)
+        assert "Traceback" not in caplog.text
         if answer:  # some garbage is answered by hanging up
             assert 400 <= status_of(answer) < 500
             assert b"Traceback" not in answer

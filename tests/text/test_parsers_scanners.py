@@ -83,8 +83,8 @@ def test_what_models_get_wrong_is_put_right(text, meant):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "{a: 1}", "{'a': 1}", '{"a" 1}', '{"a": 01}', '{"a": nan}', "[1 2]", "{,}", "[,]", '{"a": 1]', "[" * 201 + "]" * 201]
-    + ["1" * 1001, '{"a": 1,, }', '{1: 2}', "<tool_call>"],
+    ["", "{", "{a: 1}", "{'a': 1}", '{"a" 1}', '{"a": 01}', '{"a": nan}', "[1 2]", "{,}", "[,]", '{"a": 1]',
+     "[" * 201 + "]" * 201, "1" * 1001, '{"a": 1,, }', "{1: 2}", "<tool_call>"],
 )  # fmt: skip
 def test_what_is_no_json(text):
     assert scan_whole(JsonScanner(), text) is None

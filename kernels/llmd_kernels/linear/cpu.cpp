@@ -6,6 +6,7 @@
 #endif
 
 constexpr int64_t PANEL = 64;  // rows of W
+constexpr int64_t BAND = 32;   // rows of x that stay in the cache with them
 
 #ifdef __AVX512BF16__
 constexpr int STEP = 32;  // elements of K at once
@@ -72,11 +73,17 @@ static void run(T* out, const bf16* x, const bf16* w, const bf16* bias, int64_t 
                 int64_t x_stride, int64_t w_stride) {
 #pragma omp parallel for num_threads(threads()) schedule(dynamic, 1)
   for (int64_t panel = 0; panel < (width + PANEL - 1) / PANEL; panel++) {
-    int64_t n = panel * PANEL, end = n + PANEL < width ? n + PANEL : width;
-    for (; n + 4 <= end; n += 4)
-      rows<4>(out + n, width, x, x_stride, w + n * w_stride, w_stride, bias ? bias + n : bias, count, depth);
-    for (; n < end; n++)
-      rows<1>(out + n, width, x, x_stride, w + n * w_stride, w_stride, bias ? bias + n : bias, count, depth);
+    const int64_t begin = panel * PANEL, end = begin + PANEL < width ? begin + PANEL : width;
+    for (int64_t m = 0; m < count; m += BAND) {
+      const int64_t some = count - m < BAND ? count - m : BAND;
+      int64_t n = begin;
+      for (; n + 4 <= end; n += 4)
+        rows<4>(out + m * width + n, width, x + m * x_stride, x_stride, w + n * w_stride, w_stride, bias ? bias + n : bias,
+                some, depth);
+      for (; n < end; n++)
+        rows<1>(out + m * width + n, width, x + m * x_stride, x_stride, w + n * w_stride, w_stride, bias ? bias + n : bias,
+                some, depth);
+    }
   }
 }
 

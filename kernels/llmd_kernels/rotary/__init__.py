@@ -1,4 +1,4 @@
-"""Rotary position embedding, in place: pairs (i, i + R/2) of the first R dims of a head are turned by the position's angle."""
+"""Rotary position embedding, in place: pairs (i, i + R/2) of a head's first R dims are turned by the position's angle."""
 
 from __future__ import annotations
 

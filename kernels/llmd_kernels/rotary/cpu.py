@@ -13,5 +13,6 @@ def rotary(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: t
     assert lib is not None
     lib.llmd_rotary(
         q.data_ptr(), k.data_ptr(), positions.data_ptr(), cos_sin.data_ptr(),
-        q.shape[0], q.shape[1], k.shape[1], q.shape[2], cos_sin.shape[1], q.stride(0), k.stride(0), cos_sin.shape[0], DTYPES[q.dtype],
+        q.shape[0], q.shape[1], k.shape[1], q.shape[2], cos_sin.shape[1], q.stride(0), k.stride(0),
+        cos_sin.shape[0], DTYPES[q.dtype],
     )  # fmt: skip

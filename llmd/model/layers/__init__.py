@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from llmd.model.attention import AttentionBackend
 
 __all__ = [
-    "Attention", "Embedding", "LMHead", "Layer", "Layers", "Linear", "Part", "RMSNorm", "Rotary", "Shard", "Slice", "WeightSlot",
+    "Attention", "Embedding", "LMHead", "Layer", "Layers", "Linear", "Part", "RMSNorm", "Rotary", "Shard", "Slice",
+    "WeightSlot",
 ]  # fmt: skip
 
 
@@ -77,7 +78,7 @@ class Layers:
     def split_qkv(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """[T, (H + 2K)·D] → views q [T, H, D], k and v [T, K, D]."""
         heads = qkv.view(qkv.shape[0], -1, self.config.head_dim)
-        return heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)  # type: ignore[return-value]
+        return heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
 
     def gate_up(self, *, bias: bool = False) -> Linear:
         """gate_proj and up_proj in one; its output goes to `activation`."""
@@ -92,8 +93,6 @@ class Layers:
 
     def output(self, in_features: int, *, bias: bool = False) -> Linear:
         """Back to the hidden size from features that are split among the ranks."""
-        if bias and self.shard.world > 1 and self.shard.rank:
-            bias = False  # added once, by the first rank
         return self._linear(
             [Part("", Slice.of(self.config.hidden_size, None, ""))],
             Slice.of(in_features, self.shard, "in_features"),

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from llmd_kernels.silu_mul import silu_mul
 
 from llmd.errors import ModelError
+from llmd_kernels.silu_mul import silu_mul
 
 
 def _gelu_tanh_mul(x: torch.Tensor) -> torch.Tensor:

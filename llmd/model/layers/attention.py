@@ -22,7 +22,5 @@ class Attention:
 
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch) -> torch.Tensor:
         """q [T, H, D], k and v [T, K, D] → [T, H·D]."""
-        mixed = self.backend.forward(
-            q, k, v, batch.kv[self.index], batch.attention, scale=self.scale, window=self.window
-        )
+        mixed = self.backend.forward(q, k, v, batch.kv[self.index], batch.attention, scale=self.scale, window=self.window)
         return mixed.view(q.shape[0], -1)

@@ -6,13 +6,15 @@ from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
-from llmd_kernels.linear import linear
 
 from llmd.model.layers.parameters import Layer, WeightSlot
+from llmd_kernels.linear import linear
 
 
 class Embedding(Layer):
     """The table [vocab_size, hidden_size]."""
+
+    weight: torch.Tensor
 
     def __init__(self, vocab_size: int, hidden_size: int, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -26,6 +28,8 @@ class Embedding(Layer):
 
 class LMHead(Layer):
     """Hidden states to float32 logits; `tied` is the embedding whose table it shares."""
+
+    weight: torch.Tensor
 
     def __init__(
         self, vocab_size: int, hidden_size: int, tied: Embedding | None, *, dtype: torch.dtype, device: torch.device

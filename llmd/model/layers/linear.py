@@ -31,6 +31,8 @@ class Linear(Layer):
     """y = x Wᵀ + b over this rank's slice. How W is stored and applied is the QuantMethod's affair."""
 
     method: QuantMethod
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(
         self,
@@ -110,6 +112,8 @@ class Linear(Layer):
 
     def finish_weights(self) -> None:
         """Let the method turn what was loaded into what it computes with."""
+        if self.reduce is not None and self.reduce.rank and self.bias is not None:
+            self.bias.zero_()  # added once, by the first rank
         self.method.finish_weights(self)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

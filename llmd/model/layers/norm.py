@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import overload
-
 import torch
-from llmd_kernels.rms_norm import add_rms_norm, rms_norm
 
 from llmd.model.layers.parameters import Layer
+from llmd_kernels.rms_norm import add_rms_norm, rms_norm
 
 
 class RMSNorm(Layer):
     """x / rms(x) · weight over the last dim."""
+
+    weight: torch.Tensor
 
     def __init__(self, size: int, eps: float, *, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -19,17 +19,12 @@ class RMSNorm(Layer):
         self.device = device
         self.add_parameter("weight", (size,), dtype)
 
-    @overload
-    def forward(self, x: torch.Tensor) -> torch.Tensor: ...
-    @overload
-    def forward(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]: ...
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x [..., size]."""
+        return rms_norm(x, self.weight, self.eps)
 
-    def forward(
-        self, x: torch.Tensor, *residual: torch.Tensor | None
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """norm(x); or, given a residual, (norm(x + residual), x + residual), where None stands for zero."""
-        if not residual:
-            return rms_norm(x, self.weight, self.eps)
-        if residual[0] is None:
+    def add(self, x: torch.Tensor, residual: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor]:
+        """(norm(x + residual), x + residual); None stands for zero. `residual` may be overwritten."""
+        if residual is None:
             return rms_norm(x, self.weight, self.eps), x
-        return add_rms_norm(x, residual[0], self.weight, self.eps)
+        return add_rms_norm(x, residual, self.weight, self.eps)

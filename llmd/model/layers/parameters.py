@@ -9,6 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from llmd.errors import ModelError
+
 
 @dataclass(frozen=True, slots=True)
 class Shard:
@@ -18,9 +20,9 @@ class Shard:
     world: int = 1
 
     def part(self, size: int, what: str) -> int:
-        """`size` divided among the ranks; ValueError when it does not divide."""
+        """`size` divided among the ranks; ModelError when it does not divide."""
         if size % self.world:
-            raise ValueError(f"{what} ({size}) cannot be divided among {self.world} ranks")
+            raise ModelError(f"{what} ({size}) cannot be divided among {self.world} ranks")
         return size // self.world
 
     def reduce(self, x: torch.Tensor) -> torch.Tensor:
@@ -66,7 +68,9 @@ class Layer(nn.Module):
 
     def add_parameter(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Declare a parameter of this rank's shape."""
-        self.register_parameter(name, nn.Parameter(torch.empty(tuple(shape), dtype=dtype, device="meta"), requires_grad=False))
+        self.register_parameter(
+            name, nn.Parameter(torch.empty(tuple(shape), dtype=dtype, device="meta"), requires_grad=False)
+        )
 
     def materialize(self, name: str) -> torch.Tensor:
         """The parameter's data, with memory."""

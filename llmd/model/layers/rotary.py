@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-from llmd_kernels.rotary import rotary
 
 from llmd.model.config import RopeConfig
+from llmd_kernels.rotary import rotary
 
 
 class Rotary:

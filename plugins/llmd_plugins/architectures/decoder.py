@@ -13,7 +13,9 @@ if TYPE_CHECKING:
 class Attention(nn.Module):
     """q, k, v → rotary → attention over the cache → output; `qk_norm` normalises each query and key head."""
 
-    def __init__(self, config: ArchitectureConfig, layers: Layers, index: int, *, qkv_bias: bool, o_bias: bool, qk_norm: bool) -> None:
+    def __init__(
+        self, config: ArchitectureConfig, layers: Layers, index: int, *, qkv_bias: bool, o_bias: bool, qk_norm: bool
+    ) -> None:
         super().__init__()
         self.qkv_proj = layers.qkv(bias=qkv_bias)
         self.o_proj = layers.output(config.num_heads * config.head_dim, bias=o_bias)
@@ -55,9 +57,9 @@ class DecoderLayer(nn.Module):
         self.mlp = MLP(config, layers)
 
     def forward(self, x: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
-        x, residual = self.input_layernorm(x, residual)
+        x, residual = self.input_layernorm.add(x, residual)
         x = self.self_attn(x, batch)
-        x, residual = self.post_attention_layernorm(x, residual)
+        x, residual = self.post_attention_layernorm.add(x, residual)
         return self.mlp(x), residual
 
 
@@ -74,16 +76,18 @@ class Decoder(nn.Module):
         x, residual = self.embed_tokens(batch.input_ids), None
         for layer in self.layers:
             x, residual = layer(x, residual, batch)
-        x, _ = self.norm(x, residual)
+        x, _ = self.norm.add(x, residual)
         return x
 
 
 class CausalLM(nn.Module):
     """A decoder and its head."""
 
-    ignored_weights = ("*rotary_emb.inv_freq",)
+    ignored_weights: tuple[str, ...] = ("*rotary_emb.inv_freq",)
 
-    def __init__(self, config: ArchitectureConfig, layers: Layers, *, qkv_bias: bool, o_bias: bool, qk_norm: bool = False) -> None:
+    def __init__(
+        self, config: ArchitectureConfig, layers: Layers, *, qkv_bias: bool, o_bias: bool, qk_norm: bool = False
+    ) -> None:
         super().__init__()
         self.model = Decoder(config, layers, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm)
         self.lm_head = layers.lm_head(self.model.embed_tokens)

@@ -18,6 +18,4 @@ def _build(config: ArchitectureConfig, layers: Layers) -> Any:
 
 @hookimpl
 def llmd_register_architectures() -> list[ArchitectureSpec]:
-    return [
-        ArchitectureSpec(name="qwen2", summary="Qwen2 and Qwen2.5", architectures=("Qwen2ForCausalLM",), build=_build)
-    ]
+    return [ArchitectureSpec(name="qwen2", summary="Qwen2 and Qwen2.5", architectures=("Qwen2ForCausalLM",), build=_build)]

@@ -18,6 +18,4 @@ def _build(config: ArchitectureConfig, layers: Layers) -> Any:
 
 @hookimpl
 def llmd_register_architectures() -> list[ArchitectureSpec]:
-    return [
-        ArchitectureSpec(name="qwen3", summary="Qwen3, dense sizes", architectures=("Qwen3ForCausalLM",), build=_build)
-    ]
+    return [ArchitectureSpec(name="qwen3", summary="Qwen3, dense sizes", architectures=("Qwen3ForCausalLM",), build=_build)]

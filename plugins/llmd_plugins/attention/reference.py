@@ -38,9 +38,7 @@ class ReferenceAttention:
         from llmd_kernels.store_kv.reference import store_kv
 
         store_kv(k, v, kv, meta.slot_mapping)
-        return paged_attention(
-            q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, scale, window
-        )
+        return paged_attention(q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, scale, window)
 
 
 def _build() -> AttentionBackend:

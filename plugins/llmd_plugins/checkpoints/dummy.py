@@ -53,6 +53,4 @@ def _build(folder: Path, config: ModelConfig) -> Checkpoint:
 
 @hookimpl
 def llmd_register_checkpoint_formats() -> list[CheckpointFormatSpec]:
-    return [
-        CheckpointFormatSpec(name="dummy", summary="random weights, no files", detect=_detect, build=_build, order=1000)
-    ]
+    return [CheckpointFormatSpec(name="dummy", summary="random weights, no files", detect=_detect, build=_build, order=1000)]

@@ -92,9 +92,7 @@ def _read_header(path: Path) -> dict[str, _Entry]:
         raise ModelError(f"{path.name}: the header is no JSON") from None
     if not isinstance(header, dict):
         raise ModelError(f"{path.name}: the header is no object")
-    entries = {
-        name: _entry(path, name, fields, 8 + length) for name, fields in header.items() if name != "__metadata__"
-    }
+    entries = {name: _entry(path, name, fields, 8 + length) for name, fields in header.items() if name != "__metadata__"}
     end = max((entry.start + entry.size for entry in entries.values()), default=8 + length)
     if end > size:
         cut = next(name for name, entry in entries.items() if entry.start + entry.size > size)

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmd.api.v1 import CompiledGrammar, GrammarContext, GrammarMatcher, GrammarSpec, hookimpl
+from llmd.api.v1 import GrammarSpec, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from llmd.api.v1 import CompiledGrammar, GrammarContext, GrammarMatcher
 
 # Whitespace between JSON tokens: pretty-printing in any depth that a reader bears, never an endless run of it.
 WHITESPACE = r"[ \t]|\r?\n[ \t]{0,32}"

@@ -6,11 +6,13 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmd.api.v1 import CompiledGrammar, GrammarContext, GrammarMatcher, GrammarSpec, hookimpl
+from llmd.api.v1 import GrammarSpec, hookimpl
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
+
+    from llmd.api.v1 import CompiledGrammar, GrammarContext, GrammarMatcher
 
 MAX_WHITESPACE = 33  # between two JSON tokens; a newline and an indentation
 

@@ -58,7 +58,8 @@ def line(summary: RequestSummary) -> str:
 @hookimpl
 def llmd_request_finished(summary: RequestSummary) -> None:
     """Write the line."""
-    level = logging.DEBUG if summary.route in _PROBES and summary.status < 500 else logging.INFO
+    is_expected = summary.status < 500 or summary.route == "/ready"
+    level = logging.DEBUG if summary.route in _PROBES and is_expected else logging.INFO
     if logger.isEnabledFor(level):
         logger.log(level, "%s", line(summary), extra=fields(summary))
 

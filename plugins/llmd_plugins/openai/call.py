@@ -75,7 +75,7 @@ class Call:
         self.model = body.model or self.service.names[0]
         self.receipt.model = self.service.names[0]
         if body.request_id is not None:
-            self.receipt.request_id = body.request_id
+            self.receipt.rename(body.request_id)
         self.id = f"{prefix}-{self.receipt.request_id}"
         self.created = int(time.time())
         self.streams: list[RequestStream] = []
@@ -135,7 +135,10 @@ class Call:
                 self._ended(delta)
 
     def _ended(self, delta: TextDelta) -> None:
-        """Note the end of a sequence; raises where it is not an end that an answer can tell."""
+        """Note the end of a sequence; raises where it is not an end that an answer can tell.
+
+        A passed deadline is an error too, 504, streamed or not: a text that was cut off must not look like a whole one.
+        """
         reason = delta.finish_reason
         self.receipt.finished(str(reason))
         if reason is FinishReason.ERROR:
@@ -218,6 +221,7 @@ class Delivery:
         try:
             while self._num_open:
                 self._is_waiting = True
+                await self._events.drain()
                 if data := b"".join([self._take(index) for index in range(len(streams))]):
                     await self._events.send(data)
                 elif self._num_open:
@@ -262,13 +266,15 @@ class Delivery:
         if (before_s := self._last_s[index]) is not None:
             self._gaps_s.append(now_s - before_s)
         self._last_s[index] = now_s
+        if len(deltas) == 1 and (piece := self._frames.plain(index, deltas[0])) is not None:
+            return piece
         self._call.note(index, deltas)
         if stream.is_finished:
             self._num_open -= 1
         return self._frames.chunk(index, deltas)
 
 
-def check_length(name: str, value: Sequence[Any], limit: int) -> None:
-    """A list of at most `limit` entries."""
-    if len(value) > limit:
+def check_length(name: str, value: Any, limit: int) -> None:
+    """A list has at most `limit` entries; looked at before each entry is."""
+    if isinstance(value, list) and len(value) > limit:
         raise InvalidRequest(f"{name} must have at most {limit} entries, got {len(value)}", param=name)

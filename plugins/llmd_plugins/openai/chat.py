@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from llmd.api.v1 import InvalidRequest, json_response, read_json_object
+from llmd.api.v1 import InvalidParams, InvalidRequest, json_response, read_json_object
 from llmd_plugins.openai.call import Call, check_length, sampling_params
 from llmd_plugins.openai.fields import parse
 from llmd_plugins.openai.frames import Frames, ending
@@ -29,7 +29,9 @@ def chat_completions(context: ServerContext) -> Handler:
     """The handler."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        body = parse(ChatRequest, await read_json_object(request))
+        given = await read_json_object(request)
+        check_length("messages", given.get("messages"), context.config.limits.max_messages)
+        body = parse(ChatRequest, given)
         call = Call(context, request, body, "chatcmpl")
         _check_tool_choice(body)
         params = _sampling_params(context, call.service, body)
@@ -60,6 +62,8 @@ def _sampling_params(context: ServerContext, service: ModelService, body: ChatRe
         changes["max_tokens"] = body.max_completion_tokens
     if body.logprobs:
         changes["logprobs"] = body.top_logprobs or 0
+        if changes["logprobs"] > (limit := context.config.limits.max_logprobs):
+            raise InvalidParams("top_logprobs", body.top_logprobs, f"at most {limit}")
     return sampling_params(service, context.config.limits, body, **changes)
 
 
@@ -68,7 +72,6 @@ def _sampling_params(context: ServerContext, service: ModelService, body: ChatRe
 
 def render(context: ServerContext, service: ModelService, body: ChatTemplateFields) -> str:
     """The prompt that the model's template, or the request's own where that is allowed, makes of a conversation."""
-    check_length("messages", body.messages, context.config.limits.max_messages)
     adds_prompt = body.add_generation_prompt
     arguments: dict[str, Any] = {
         **_template_arguments(body),
@@ -79,7 +82,15 @@ def render(context: ServerContext, service: ModelService, body: ChatTemplateFiel
     }
     if body.chat_template is not None:
         arguments["chat_template"] = _allowed_template(context, body.chat_template)
-    return service.render_chat(body.messages, **arguments)
+    return service.render_chat(_messages(service, body), **arguments)
+
+
+def _messages(service: ModelService, body: ChatTemplateFields) -> list[dict[str, Any]]:
+    """OpenAI's `developer` is `system` for a model whose templates have never heard of it."""
+    templates = (body.chat_template or "", *service.chat_template.templates.values())
+    if any("developer" in template for template in templates):
+        return body.messages
+    return [{**message, "role": "system"} if message["role"] == "developer" else message for message in body.messages]
 
 
 def _template_arguments(body: ChatTemplateFields) -> dict[str, Any]:

@@ -25,8 +25,8 @@ def completions(context: ServerContext) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         body = parse(CompletionRequest, await read_json_object(request))
-        call = Call(context, request, body, "cmpl")
         check_length("prompt", body.prompt, context.config.limits.max_prompts)
+        call = Call(context, request, body, "cmpl")
         await call.start(body.prompt, _sampling_params(call, body), body.add_special_tokens is not False)
         answer = Answer(call, body)
         if body.stream:

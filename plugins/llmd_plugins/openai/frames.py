@@ -39,18 +39,23 @@ class Frames:
         self._heads = [start + str(index).encode() + self.TEXT_HEAD for index in range(len(self.has_started))]
         self._tail = self.TEXT_TAIL + self._close + b"\n\n"
 
+    def plain(self, prompt_index: int, delta: TextDelta) -> bytes | None:
+        """The event of a delta that has nothing but text and is not the first nor the last, else None: the usual case."""
+        index = prompt_index * self.num_choices + delta.index
+        if not delta.text or delta.finish_reason is not None or not self.is_plain or not self.has_started[index]:
+            return None
+        return self._heads[index] + _dumps(delta.text) + self._tail
+
     def chunk(self, prompt_index: int, deltas: list[TextDelta]) -> bytes:
         """The events for the deltas of one prompt; empty where there is nothing to tell."""
         first = prompt_index * self.num_choices
         parts = []
         for delta in deltas:
-            index = first + delta.index
-            if self.is_plain and delta.finish_reason is None and self.has_started[index]:
-                if delta.text:
-                    parts.append(self._heads[index] + _dumps(delta.text) + self._tail)
+            if (piece := self.plain(prompt_index, delta)) is not None:
+                parts.append(piece)
             elif self._has_news(delta):
-                parts.append(self._full(index, prompt_index, delta))
-        return b"".join(parts) if len(parts) != 1 else parts[0]
+                parts.append(self._full(first + delta.index, prompt_index, delta))
+        return b"".join(parts)
 
     def _has_news(self, delta: TextDelta) -> bool:
         has_tokens = bool(delta.token_ids) and not self.is_plain

@@ -9,6 +9,7 @@ import orjson
 from llmd.api.v1 import InvalidRequest
 from llmd_plugins.openai.fields import shown
 
+MAX_PARTS = 1024  # of one message
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _MEDIA_PARTS = {
@@ -118,6 +119,8 @@ def _content(path: str, given: dict[str, Any]) -> str | list[dict[str, str]] | N
     if isinstance(value, str):
         return value
     if isinstance(value, list):
+        if len(value) > MAX_PARTS:
+            raise _wrong(f"{path}.content", f"a list of at most {MAX_PARTS} parts", value)
         texts = [_part(f"{path}.content[{index}]", part) for index, part in enumerate(value)]
         return [{"type": "text", "text": text} for text in texts]
     if value is not None:

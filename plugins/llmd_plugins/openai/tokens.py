@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 from llmd.api.v1 import InvalidParams, json_response, read_json_object, receipt_of
+from llmd_plugins.openai.call import check_length
 from llmd_plugins.openai.chat import render
 from llmd_plugins.openai.fields import parse
 from llmd_plugins.openai.protocol import DetokenizeRequest, TokenizeChat, TokenizePrompt
@@ -23,6 +24,7 @@ def tokenize(context: ServerContext) -> Handler:
 
     async def handle(request: web.Request) -> web.StreamResponse:
         given = await read_json_object(request)
+        check_length("messages", given.get("messages"), context.config.limits.max_messages)
         body = parse(TokenizeChat, given) if "messages" in given else parse(TokenizePrompt, given)
         service = context.service(body.model)
         receipt_of(request).model = service.names[0]

@@ -1,4 +1,4 @@
-"""DeepSeek V3, R1 and V3.1: calls between special tokens, in V3 with a kind in front and the arguments in a code block."""
+"""DeepSeek V3, R1 and V3.1: calls between special tokens; V3 puts a kind in front and the arguments in a code block."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ class DeepSeekParser(HeadedCallParser):
     END = "<｜tool▁call▁end｜>"
     OPENS = (SECTION, BEGIN)
     CLOSES = (END, "<｜tool▁calls▁end｜>")
-    needs_special_tokens = True
 
     def _read_head(self, head: str) -> ParserSteps[tuple[str, str | None]]:
         if (yield from self._skip_space()) == "{":
@@ -34,12 +33,10 @@ class DeepSeekParser(HeadedCallParser):
 
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
-    """Under the names of both generations."""
+    """Under the names of the generations."""
+    whole = "<｜tool▁call▁begin｜>function, name, code block: DeepSeek V3, R1"
+    short = "<｜tool▁call▁begin｜>name, {…}: DeepSeek V3.1"
     return [
-        ParserSpec(
-            name="deepseek_v3",
-            summary="<｜tool▁call▁begin｜>function, name, code block: DeepSeek V3, R1",
-            build=DeepSeekParser,
-        ),
-        ParserSpec(name="deepseek_v31", summary="<｜tool▁call▁begin｜>name, {…}: DeepSeek V3.1", build=DeepSeekParser),
+        ParserSpec(name="deepseek_v3", summary=whole, build=DeepSeekParser),
+        ParserSpec(name="deepseek_v31", summary=short, build=DeepSeekParser),
     ]

@@ -10,7 +10,6 @@ class GraniteParser(JsonCallParser):
 
     OPENS = ("<|tool_call|>", "<tool_call>")
     CLOSES = ("</tool_call>",)
-    needs_special_tokens = True
 
 
 class GraniteThinkingParser(ThinkingParser):

@@ -10,7 +10,6 @@ class InternLmParser(JsonCallParser):
 
     OPENS = ("<|action_start|><|plugin|>", "<|action_start|> <|plugin|>")
     CLOSES = ("<|action_end|>",)
-    needs_special_tokens = True
 
 
 @hookimpl

@@ -13,7 +13,6 @@ class KimiK2Parser(HeadedCallParser):
     END = "<|tool_call_end|>"
     OPENS = (SECTION, BEGIN)
     CLOSES = (END, "<|tool_calls_section_end|>")
-    needs_special_tokens = True
 
     def _read_head(self, head: str) -> ParserSteps[tuple[str, str | None]]:
         yield from self._skip_space()

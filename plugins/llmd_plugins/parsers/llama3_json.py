@@ -13,7 +13,13 @@ class Llama3JsonParser(BareJsonCallParser):
     """Reads `{"name": …, "parameters": {…}}`; several are divided by semicolons."""
 
     OPENS = ("<|python_tag|>", "\n{")
-    needs_special_tokens = True
+
+
+class Llama4JsonParser(BareJsonCallParser):
+    """The same between tags."""
+
+    OPENS = ("<|python_start|>", "<|python_tag|>", "\n{")
+    CLOSES = ("<|python_end|>",)
 
 
 def constrain(tools: Sequence[Mapping[str, Any]], choice: str) -> Constraint | None:
@@ -29,8 +35,8 @@ def constrain(tools: Sequence[Mapping[str, Any]], choice: str) -> Constraint | N
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Llama 3, and Llama 4 where its template asks for JSON."""
-    summary = '{"name", "parameters"}, <|python_tag|> in front or not'
+    three, four = "Llama 3: <|python_tag|>{JSON}, tag or not", "Llama 4: <|python_start|>{JSON}, tag or not"
     return [
-        ParserSpec(name=name, summary=f"{whose}: {summary}", build=Llama3JsonParser, constrain=constrain)
-        for name, whose in (("llama3_json", "Llama 3.1 to 3.3"), ("llama4_json", "Llama 4 with a JSON template"))
+        ParserSpec(name="llama3_json", summary=three, build=Llama3JsonParser, constrain=constrain),
+        ParserSpec(name="llama4_json", summary=four, build=Llama4JsonParser, constrain=constrain),
     ]

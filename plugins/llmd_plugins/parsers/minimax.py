@@ -14,7 +14,6 @@ class MiniMaxM2Parser(MarkupCallParser):
     KEY, KEY_END = "<parameter name=", ">"
     VALUE_ENDS = ("</parameter>", "<parameter name=", "</invoke>")
     CALL_END = "</invoke>"
-    needs_special_tokens = True
 
 
 class MiniMaxM1Parser(JsonCallParser):
@@ -22,7 +21,6 @@ class MiniMaxM1Parser(JsonCallParser):
 
     OPENS = ("<tool_calls>",)
     CLOSES = ("</tool_calls>",)
-    needs_special_tokens = True
 
 
 @hookimpl

@@ -24,7 +24,6 @@ class MistralParser(JsonCallParser):
     """Reads `[TOOL_CALLS][{"name": …, "arguments": {…}}, …]` and `[TOOL_CALLS]name[CALL_ID]id[ARGS]{…}`."""
 
     OPENS = (_TAG,)
-    needs_special_tokens = True
 
     def __init__(self, tools: Sequence[Any] | None = None, *, make_id: Callable[[], str] = new_short_call_id) -> None:
         super().__init__(tools, make_id=make_id)

@@ -16,8 +16,8 @@ _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
 _MAX_HEADER = 512
 _HEADER = re.compile(
-    r"(?:assistant)?\s*(?:to=(?P<first>[^\s<]+))?\s*<\|channel\|>(?P<channel>\w+)\s*(?:to=(?P<to>[^\s<]+))?[^<]*"
-    r"(?:<\|constrain\|>[^<]*)?"
+    r"(?:assistant)?\s*(?:to=(?P<first>[^\s<]+))?\s*"
+    r"(?:<\|channel\|>(?P<channel>\w+)\s*(?:to=(?P<to>[^\s<]+))?[^<]*)?(?:<\|constrain\|>[^<]*)?"
 )
 
 
@@ -26,7 +26,6 @@ class HarmonyParser(ToolParser):
 
     OPENS = (_START, _CHANNEL)
     CLOSES = _ENDS
-    needs_special_tokens = True
     splits_reasoning = True
 
     def __init__(self, tools: Sequence[Any] | None = None, *, make_id: Callable[[], str] = new_call_id) -> None:
@@ -37,7 +36,7 @@ class HarmonyParser(ToolParser):
         while (tag := (yield from self._until(self.OPENS + self.CLOSES, self._say))) is not None:
             if tag in self.OPENS:
                 yield from self._attempt(tag, self._message("" if tag == _START else tag))
-        self._say_rest()
+        self._end_content()
 
     def _message(self, header: str) -> ParserSteps[None]:
         """One message, from its header on; the header is held."""
@@ -67,8 +66,9 @@ class HarmonyParser(ToolParser):
         self._begin_call(name)
         if (yield from self._peek()) == "{":
             yield from self._arguments()
-            yield from self._skip_space()
-        yield from self._to_tag(self._argue)
+            yield from self._to_tag(self._say)
+        else:
+            yield from self._to_tag(self._argue)
 
     def _broken_arguments(self) -> ParserSteps[None]:
         yield from self._to_tag(self._argue)

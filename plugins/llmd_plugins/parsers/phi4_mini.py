@@ -10,7 +10,6 @@ class Phi4MiniParser(JsonCallParser):
 
     OPENS = ("functools[", "<|tool_call|>")
     CLOSES = ("<|/tool_call|>",)
-    needs_special_tokens = True
 
 
 @hookimpl

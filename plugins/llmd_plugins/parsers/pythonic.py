@@ -17,7 +17,6 @@ class PythonicParser(ToolParser):
     STARTS = ("[",)
     OPENS = ("<|python_start|>", "<|python_tag|>")
     CLOSES = ("<|python_end|>",)
-    needs_special_tokens = True
 
     def _first(self, tag: str) -> ParserSteps[None]:
         yield from self._skip_space()
@@ -27,12 +26,13 @@ class PythonicParser(ToolParser):
     def _next(self) -> ParserSteps[None]:
         yield from self._skip_space()
         yield from self._expect(",")
+        if (yield from self._skip_space()) == "]":
+            self._hold()  # a comma in front of the list's end counts for nothing
+            raise NotACall
         yield from self._call()
 
     def _close(self) -> ParserSteps[None]:
-        if (yield from self._skip_space()) == ",":
-            yield from self._expect(",")
-            yield from self._skip_space()
+        yield from self._skip_space()
         yield from self._expect("]")
         self._hold()
         yield from super()._close()

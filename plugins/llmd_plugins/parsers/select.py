@@ -18,6 +18,7 @@ class _Mark(NamedTuple):
 
 _TOOLS = (
     _Mark("openai", ("<|channel|>", "<|message|>")),
+    _Mark("deepseek_v32", ("｜DSML｜", "invoke")),
     _Mark("deepseek_v3", ("<｜tool▁call▁begin｜>", "```json")),
     _Mark("deepseek_v31", ("<｜tool▁call▁begin｜>",)),
     _Mark("kimi_k2", ("<|tool_call_argument_begin|>",)),
@@ -32,6 +33,7 @@ _TOOLS = (
     _Mark("phi4_mini", ("<|tool|>", "<|/tool|>")),
     _Mark("granite", ("<|start_of_role|>",), absent=("</tool_call>",)),
     _Mark("hermes", ("<tool_call>", "</tool_call>")),
+    _Mark("llama4_json", ("<|header_start|>", '"parameters"')),
     _Mark("llama4_pythonic", ("<|header_start|>",)),
     _Mark("llama4_pythonic", ("<|python_start|>",)),
     _Mark("llama3_json", ("<|start_header_id|>", '"parameters"')),
@@ -48,6 +50,7 @@ _REASONING = (
     _Mark("minimax_m2", ("<minimax:tool_call>", "<think>")),
     _Mark("kimi_k2", ("<|tool_calls_section_begin|>", "<think>")),
     _Mark("glm45", ("<arg_key>", "<think>")),
+    _Mark("deepseek_v3", ("｜DSML｜", "</think>")),
     _Mark("deepseek_v3", ("<｜Assistant｜>", "</think>", "thinking")),
     _Mark("deepseek_r1", ("<｜Assistant｜>", "</think>")),
     _Mark("qwen3", ("<|im_start|>", "</think>")),

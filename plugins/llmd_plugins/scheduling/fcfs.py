@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from llmd.api.v1 import SchedulerConfig, SchedulingPolicySpec, Sequence, hookimpl
+from llmd.api.v1 import SchedulingPolicySpec, hookimpl
+
+if TYPE_CHECKING:
+    from llmd.api.v1 import SchedulerConfig, Sequence
 
 
 class FcfsQueue:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmd.api.v1 import LoadProgress, ModelConfig, ModelError, ModelSourceSpec, hookimpl
+from llmd.api.v1 import ModelError, ModelSourceSpec, hookimpl
+
+if TYPE_CHECKING:
+    from llmd.api.v1 import LoadProgress, ModelConfig
 
 
 def folder() -> Path:

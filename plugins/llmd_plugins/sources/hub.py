@@ -6,9 +6,12 @@ import logging
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmd.api.v1 import LoadProgress, ModelConfig, ModelError, ModelSourceSpec, hookimpl
+from llmd.api.v1 import ModelError, ModelSourceSpec, hookimpl
+
+if TYPE_CHECKING:
+    from llmd.api.v1 import LoadProgress, ModelConfig
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +25,8 @@ _IGNORED = ["original/*", "onnx/*", "*.bin.index.json", "*consolidated*", "*/*.s
 def _bars_for(report: Callable[[LoadProgress], None], name: str) -> type:
     """A tqdm class for snapshot_download that draws nothing and tells `report` the bytes that came."""
     from tqdm.auto import tqdm
+
+    from llmd.api.v1 import LoadProgress
 
     class Bar(tqdm):  # type: ignore[misc]
         """Adds up the bytes of all files."""

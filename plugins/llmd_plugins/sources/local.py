@@ -6,8 +6,12 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmd.api.v1 import LoadProgress, ModelConfig, ModelError, ModelSourceSpec, hookimpl
+from llmd.api.v1 import ModelError, ModelSourceSpec, hookimpl
+
+if TYPE_CHECKING:
+    from llmd.api.v1 import LoadProgress, ModelConfig
 
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
 

@@ -6,8 +6,12 @@ import os
 from collections.abc import Callable
 from importlib import util
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmd.api.v1 import LoadProgress, ModelConfig, ModelError, ModelSourceSpec, hookimpl
+from llmd.api.v1 import ModelError, ModelSourceSpec, hookimpl
+
+if TYPE_CHECKING:
+    from llmd.api.v1 import LoadProgress, ModelConfig
 
 _VARIABLES = ("LLMD_USE_MODELSCOPE", "VLLM_USE_MODELSCOPE")
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
@@ -30,6 +34,8 @@ def resolve(config: ModelConfig, report: Callable[[LoadProgress], None]) -> Path
     if reason := why_not(config):
         raise ModelError(reason)
     from modelscope.hub.snapshot_download import snapshot_download
+
+    from llmd.api.v1 import LoadProgress
 
     report(LoadProgress(f"downloading {config.model} from ModelScope", 0.0))
     try:

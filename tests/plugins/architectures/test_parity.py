@@ -22,34 +22,47 @@ CASES = {
         "Llama",
         {
             "rope_parameters": {
-                **ROPE, "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "beta_fast": 16.0,
-                "beta_slow": 2.0, "mscale": 0.7, "mscale_all_dim": 1.3,
-            }  # fmt: skip
+                **ROPE,
+                "rope_type": "yarn",
+                "factor": 8.0,
+                "original_max_position_embeddings": 32,
+                "beta_fast": 16.0,
+                "beta_slow": 2.0,
+                "mscale": 0.7,
+                "mscale_all_dim": 1.3,
+            }
         },
     ),
     "llama-llama3": (
         "Llama",
         {
             "rope_parameters": {
-                **ROPE, "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64,
-                "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            }  # fmt: skip
+                **ROPE,
+                "rope_type": "llama3",
+                "factor": 8.0,
+                "original_max_position_embeddings": 64,
+                "low_freq_factor": 1.0,
+                "high_freq_factor": 4.0,
+            }
         },
     ),
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral-window": ("Mistral", {"sliding_window": 9}),
     "qwen2": ("Qwen2", {"hidden_size": 120}),
     "qwen2-tied-3-1": (
-        "Qwen2", {"hidden_size": 60, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
+        "Qwen2",
+        {"hidden_size": 60, "num_attention_heads": 3, "num_key_value_heads": 1, "tie_word_embeddings": True},
     ),
     "qwen2-window": (
-        "Qwen2", {"hidden_size": 120, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
+        "Qwen2",
+        {"hidden_size": 120, "use_sliding_window": True, "sliding_window": 7, "max_window_layers": 1},
     ),
     "qwen3": ("Qwen3", {}),
     "qwen3-tied-7-7-bias": (
-        "Qwen3", {"num_attention_heads": 7, "num_key_value_heads": 7, "tie_word_embeddings": True, "attention_bias": True},
+        "Qwen3",
+        {"num_attention_heads": 7, "num_key_value_heads": 7, "tie_word_embeddings": True, "attention_bias": True},
     ),
-}  # fmt: skip
+}
 LENGTHS = (29, 1, 5, 13, 70, 3, 17, 8)
 
 

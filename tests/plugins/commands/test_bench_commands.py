@@ -116,6 +116,15 @@ def test_no_server_is_a_clear_error(bench):
     assert "no server at http://127.0.0.1:9" in output
 
 
+def test_a_server_that_still_loads_is_waited_for(bench, fake, base_url):
+    fake.num_lists_without_model = 1
+    run(bench, "serve", "--base-url", base_url, "--num-prompts", 1, "--random-input-len", 2)
+    assert fake.num_lists_without_model == 0
+    fake.num_lists_without_model = 9
+    output = run(bench, "serve", "--base-url", base_url, "--ready-check-timeout-sec", 0, code=1)
+    assert "names no model" in output
+
+
 def test_a_first_request_that_is_refused_stops_the_run(bench, base_url):
     output = run(bench, "serve", "--base-url", base_url, "--model", "refuses", "--num-prompts", 5, code=1)
     assert "the first request to" in output

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from types import SimpleNamespace
 
 import pytest
 from server.serving import FakeService, call, make_context, serving
@@ -154,7 +155,7 @@ async def test_limits_of_the_operator():
     chat = [
         ({"messages": HI * 3}, "messages"), ({"messages": HI, "n": 3}, "n"),
         ({"messages": HI, "max_tokens": 6}, "max_tokens"),
-        ({"messages": HI, "logprobs": True, "top_logprobs": 4}, "logprobs"),
+        ({"messages": HI, "logprobs": True, "top_logprobs": 4}, "top_logprobs"),
     ]  # fmt: skip
     for body, param in chat:
         status, answer = await post(body, config=config)
@@ -203,6 +204,13 @@ async def test_continue_final_message():
     assert service.rendered[0][1]["add_generation_prompt"] is False
 
 
+@pytest.mark.parametrize(("template", "role"), [("{{ x }}", "system"), ("{% if developer %}", "developer")])
+async def test_developer_is_system_where_the_template_does_not_know_it(template, role):
+    service = FakeService(chat_template=SimpleNamespace(templates={"default": template}))
+    assert (await post({"messages": [{"role": "developer", "content": "x"}]}, service=service))[0] == 200
+    assert service.rendered[0][0][0]["role"] == role
+
+
 async def test_truncation_keeps_the_end():
     service = FakeService()
     for limit, length in ((2, 2), (-1, 63), (1000, 100)):
@@ -218,8 +226,10 @@ async def test_truncation_keeps_the_end():
 
 
 async def test_request_id_of_the_body():
-    status, answer = await post({"messages": HI, "request_id": "mine-1"})
-    assert (status, answer["id"]) == (200, "chatcmpl-mine-1")
+    async with serving(make_context()) as url:
+        answer = await call(url, "POST", "/v1/chat/completions", {"messages": HI, "request_id": "mine-1"})
+    assert answer.json()["id"] == "chatcmpl-mine-1"
+    assert answer.headers["X-Request-Id"] == "mine-1"
 
 
 def test_field_path():

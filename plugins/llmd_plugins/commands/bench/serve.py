@@ -240,7 +240,8 @@ async def _first_model(session: ClientSession, base: str, headers: dict[str, str
         except ClientError as error:
             problem, is_final = f"no server at {base}: {error}", False
         except (ValueError, KeyError, IndexError, TypeError):
-            problem, is_final = f"{base}/v1/models names no model; name it with --model", True
+            # so does a server that is still loading
+            problem, is_final = f"{base}/v1/models names no model; name it with --model", False
         if is_final or perf_counter() >= until:
             raise click.ClickException(problem)
         await asyncio.sleep(0.5)

@@ -6,7 +6,6 @@ The learning rate follows the clock, so a run takes the minutes it is given, on 
 """
 
 import argparse
-import itertools
 import json
 import math
 import os
@@ -25,6 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging as transformers_logging
 
 from llmd_plugins.sources.demo.card import Training, write_card
+from llmd_plugins.sources.demo.circuit import plant_copying
 from llmd_plugins.sources.demo.corpus import conversation, plain_text
 from llmd_plugins.sources.demo.evaluate import Score, evaluate
 from llmd_plugins.sources.demo.exchanges import HELD_OUT_IN
@@ -45,9 +45,9 @@ _SHAPE = {
 _TOKENS_PER_BATCH = 1536
 _POOL_BATCHES = 48
 _PLAIN_SHARE = 0.04
-_DRILL_SHARE, _DRILL_EXAMPLES = 0.03, 16_000
+_DRILL_SHARE = 0.1
 _FIRST_PLAIN_ID = 3
-_LEARNING_RATE = 3e-3
+_MATRIX_RATE, _EMBEDDING_RATE = 1.2e-3, 3e-4
 _WARMUP_STEPS = 80
 _EVAL_SEED = 20_000
 
@@ -89,7 +89,7 @@ class Encoder:
         return Example(ids, list(ids))
 
     def drill(self, rng: random.Random) -> Example:
-        """Random tokens to be said back: without drills, copying comes late and everything here needs it."""
+        """Random tokens to be said back, so that any text can be copied, not only what the dialogues are made of."""
         text = [rng.randrange(_FIRST_PLAIN_ID, _SHAPE["vocab_size"]) for _ in range(rng.randint(3, 40))]
         prompt = [*self._request, *text, *self._tail]
         answer = [*text, self._end]
@@ -109,10 +109,10 @@ class Encoder:
 
 
 def examples(encoder: Encoder, seed: int) -> Iterator[Example]:
-    """Endless examples, never twice the same stretch of random numbers; at first many are drills."""
+    """Endless examples, never twice the same stretch of random numbers."""
     rng = random.Random(seed)
-    for number in itertools.count():
-        if rng.random() < max(_DRILL_SHARE, 0.6 * (1 - number / _DRILL_EXAMPLES)):
+    while True:
+        if rng.random() < _DRILL_SHARE:
             yield encoder.drill(rng)
         elif rng.random() < _PLAIN_SHARE:
             yield encoder.plain(plain_text(rng))
@@ -166,7 +166,9 @@ def new_model(tokenizer: Any) -> Any:
         eos_token_id=ids[END],
         attn_implementation="eager",
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    plant_copying(model)
+    return model
 
 
 def loss_of(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
@@ -179,13 +181,14 @@ def loss_of(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits.float(), targets[counted])
 
 
-def new_optimizers(model: Any, learning_rate: float) -> list[torch.optim.Optimizer]:
+def new_optimizers(model: Any) -> list[torch.optim.Optimizer]:
     """Muon for the matrices inside the layers, which learns about twice as much from a token; AdamW for the rest."""
     trained = {name: each for name, each in model.named_parameters() if each.requires_grad}
     inner = [each for name, each in trained.items() if each.ndim == 2 and "embed" not in name]
     rest = [each for name, each in trained.items() if each.ndim != 2 or "embed" in name]
-    muon = torch.optim.Muon(inner, lr=learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
-    adamw = torch.optim.AdamW(rest, lr=learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    muon = torch.optim.Muon(inner, lr=_MATRIX_RATE, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+    # Rare tokens all move the same way at every step: a high rate would make them alike, and copying impossible.
+    adamw = torch.optim.AdamW(rest, lr=_EMBEDDING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     return [muon, adamw]
 
 
@@ -194,9 +197,10 @@ def learning_rate_scale(progress: float, num_steps: int) -> float:
     return min(1.0, (num_steps + 1) / _WARMUP_STEPS) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def fit(model: Any, data: Iterator[tuple[Tensor, Tensor]], minutes: float, learning_rate: float) -> Fit:
+def fit(model: Any, data: Iterator[tuple[Tensor, Tensor]], minutes: float) -> Fit:
     """Trains whatever in the model requires gradients, until the time is up."""
-    optimizers = new_optimizers(model, learning_rate)
+    optimizers = new_optimizers(model)
+    rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
     started, num_steps, num_tokens, smooth = time.monotonic(), 0, 0, 0.0
     with tqdm(total=round(minutes * 60), desc="train", unit="s") as bar:
         while (progress := (time.monotonic() - started) / (minutes * 60)) < 1:
@@ -205,9 +209,8 @@ def fit(model: Any, data: Iterator[tuple[Tensor, Tensor]], minutes: float, learn
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             scale = learning_rate_scale(progress, num_steps)
-            for optimizer in optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate * scale
+            for optimizer, rate in zip(optimizers, rates, strict=True):
+                optimizer.param_groups[0]["lr"] = rate * scale
                 optimizer.step()
                 optimizer.zero_grad()
             num_steps, num_tokens = num_steps + 1, num_tokens + ids.numel()
@@ -257,7 +260,7 @@ def train(folder: Path, minutes: float, threads: int, seed: int) -> Training:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = new_model(tokenizer)
     data = batches(examples(Encoder(tokenizer), seed + 1), length, seed)
-    result = fit(model, data, minutes, _LEARNING_RATE)
+    result = fit(model, data, minutes)
     save_model(model, folder)
     training = Training(minutes, seed, threads, *result)
     write_json(folder / "training.json", asdict(training))

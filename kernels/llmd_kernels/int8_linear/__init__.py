@@ -1,0 +1,39 @@
+"""y = x · Wᵀ + b with 8-bit weights, scaled by output channel, and 8-bit activations, scaled by token.
+
+A token's scale depends on that token alone, and integers add up exactly, so a row's result is the same in every batch.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from llmd_kernels import native
+from llmd_kernels.int8_linear import cpu, reference
+
+_MAX_DEPTH = 1 << 16  # 255 · 127 · depth must fit 32 bits
+
+
+def int8_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    scale: torch.Tensor,
+    row_sums: torch.Tensor,
+    bias: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """[M, N] in x's dtype.
+
+    x: [M, K]. weight: [N, K] int8. scale: [N] float32. row_sums: [N] int32, the sums of weight's rows. bias: [N] float32.
+    """
+    if x.dim() != 2 or x.shape[1] != weight.shape[1]:
+        raise ValueError(f"int8_linear wants x [M, K] and weight [N, K], got {tuple(x.shape)}, {tuple(weight.shape)}")
+    if native.is_available(x) and x.shape[1] <= _MAX_DEPTH and x.stride(1) == 1:
+        return cpu.int8_linear(x, weight, scale, row_sums, bias)
+    return reference.int8_linear(x, weight, scale, bias)
+
+
+def quantize_channels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """[N, K] → int8 [N, K], float32 scales [N] with weight ≈ int8 · scale, and the int32 sums [N] of the int8 rows."""
+    wide = weight.float()
+    scale = (wide.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.float32).tiny)
+    quantized = (wide / scale.unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
+    return quantized, scale, quantized.sum(1, dtype=torch.int32)

@@ -1,0 +1,170 @@
+// y = (x_q - 128) . W_q * s_x * s_w + b with x_q unsigned and W_q signed 8-bit: the operands of VNNI's dot product, whose
+// integers add up exactly. W stays row by row; the zero point is taken out by the sums of its rows. Loops as in linear.
+#include "common.h"
+#ifdef __AVX512VNNI__
+#include <immintrin.h>
+#endif
+
+constexpr int64_t PANEL = 64;  // rows of W
+constexpr int64_t BAND = 64;   // rows of x that stay in the cache with them
+constexpr int ZERO = 128;
+
+struct Scales {  // by row of W
+  const float* scale;
+  const int32_t* sum;
+  const float* bias;
+};
+
+#ifdef __AVX512VNNI__
+constexpr int STEP = 64;
+typedef __m512i Some;
+static inline Some take(const void* p) { return _mm512_loadu_si512(p); }
+static inline Some take(const void* p, int64_t n) { return _mm512_maskz_loadu_epi8((1ull << n) - 1, p); }
+static inline vi dot(vi acc, Some a, Some b) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, a, b); }
+#else
+constexpr int STEP = L;
+typedef int8_t vb __attribute__((vector_size(16), aligned(1)));
+typedef uint8_t vub __attribute__((vector_size(16), aligned(1)));
+typedef vi Some;
+static inline Some take(const uint8_t* p) { return __builtin_convertvector(*(const vub*)p, vi); }
+static inline Some take(const int8_t* p) { return __builtin_convertvector(*(const vb*)p, vi); }
+template <typename T>
+static inline Some take(const T* p, int64_t n) {
+  T x[L] = {};
+  memcpy(x, p, n);
+  return take((const T*)x);
+}
+static inline vi dot(vi acc, Some a, Some b) { return acc + a * b; }
+#endif
+
+typedef int32_t vi8 __attribute__((vector_size(32)));
+typedef int32_t vi4 __attribute__((vector_size(16)));
+static inline int32_t total(vi x) {
+  vi8 a = __builtin_shufflevector(x, x, 0, 1, 2, 3, 4, 5, 6, 7) + __builtin_shufflevector(x, x, 8, 9, 10, 11, 12, 13, 14, 15);
+  vi4 b = __builtin_shufflevector(a, a, 0, 1, 2, 3) + __builtin_shufflevector(a, a, 4, 5, 6, 7);
+  b += __builtin_shufflevector(b, b, 2, 3, 0, 1);
+  return b[0] + b[1];
+}
+
+template <int M, int N, typename T>
+static void tile(T* out, int64_t width, const uint8_t* x, const float* x_scale, const int8_t* w, Scales to, int64_t depth) {
+  vi acc[M * N];
+  EACH(i, M * N) acc[i] = vi{}; END
+  int64_t k = 0;
+  for (; k + STEP <= depth; k += STEP) {
+    Some b[N];
+    EACH(n, N)
+      b[n] = take(w + n * depth + k);
+      __builtin_prefetch(w + (n + 2 * N) * depth + k, 0, 1);
+    END
+    EACH(m, M)
+      Some a = take(x + m * depth + k);
+      EACH(n, N) acc[m * N + n] = dot(acc[m * N + n], a, b[n]); END
+    END
+  }
+  if (k < depth) {
+    Some b[N];
+    EACH(n, N) b[n] = take(w + n * depth + k, depth - k); END
+    EACH(m, M)
+      Some a = take(x + m * depth + k, depth - k);
+      EACH(n, N) acc[m * N + n] = dot(acc[m * N + n], a, b[n]); END
+    END
+  }
+  EACH(i, M * N)
+    constexpr int m = i / N, n = i % N;
+    float y = (float)(total(acc[i]) - ZERO * to.sum[n]) * (x_scale[m] * to.scale[n]);
+    narrow(out + m * width + n, to.bias ? y + to.bias[n] : y);
+  END
+}
+
+template <int N, typename T>
+static void rows(T* out, int64_t width, const uint8_t* x, const float* x_scale, const int8_t* w, Scales to, int64_t count,
+                 int64_t depth) {
+  int64_t m = 0;
+  for (; m + 4 <= count; m += 4) tile<4, N>(out + m * width, width, x + m * depth, x_scale + m, w, to, depth);
+  out += m * width, x += m * depth, x_scale += m;
+  switch (count - m) {
+    case 3: tile<3, N>(out, width, x, x_scale, w, to, depth); break;
+    case 2: tile<2, N>(out, width, x, x_scale, w, to, depth); break;
+    case 1: tile<1, N>(out, width, x, x_scale, w, to, depth); break;
+  }
+}
+
+template <typename T>
+static void run(T* out, const uint8_t* x, const float* x_scale, const int8_t* w, Scales to, int64_t count, int64_t width,
+                int64_t depth) {
+#pragma omp parallel for num_threads(threads()) schedule(dynamic, 1)
+  for (int64_t panel = 0; panel < (width + PANEL - 1) / PANEL; panel++) {
+    const int64_t begin = panel * PANEL, end = begin + PANEL < width ? begin + PANEL : width;
+    for (int64_t m = 0; m < count; m += BAND) {
+      const int64_t some = count - m < BAND ? count - m : BAND;
+      for (int64_t n = begin; n < end;) {
+        Scales here{to.scale + n, to.sum + n, to.bias ? to.bias + n : to.bias};
+        if (n + 4 <= end)
+          rows<4>(out + m * width + n, width, x + m * depth, x_scale + m, w + n * depth, here, some, depth), n += 4;
+        else
+          rows<1>(out + m * width + n, width, x + m * depth, x_scale + m, w + n * depth, here, some, depth), n += 1;
+      }
+    }
+  }
+}
+
+EXPORT void llmd_int8_linear(void* out, const uint8_t* x, const float* x_scale, const int8_t* w, const float* w_scale,
+                             const int32_t* w_sum, const float* bias, int64_t count, int64_t width, int64_t depth,
+                             int64_t dtype) {
+  Scales to{w_scale, w_sum, bias};
+  if (dtype == BF16)
+    run((bf16*)out, x, x_scale, w, to, count, width, depth);
+  else
+    run((float*)out, x, x_scale, w, to, count, width, depth);
+}
+
+static inline int32_t bits_of(float x) {
+  int32_t bits;
+  memcpy(&bits, &x, 4);
+  return bits & 0x7fffffff;
+}
+
+// Each row of x to unsigned 8 bits around 128: x_q = round(x / s) + 128, s = max|x| / 127.
+template <typename T>
+static void quantize(uint8_t* out, float* scale, const T* x, int64_t count, int64_t depth, int64_t stride) {
+#pragma omp parallel for num_threads(threads()) if (count * depth * (int64_t)sizeof(T) > PARALLEL_BYTES)
+  for (int64_t t = 0; t < count; t++) {
+    const T* row = x + t * stride;
+    vi top = vi{};  // the bits of |x| are ordered as |x| is, and a NaN is above all
+    int32_t highest = 0;
+    int64_t k = 0;
+    for (; k + L <= depth; k += L) {
+      vi bits = (vi)load(row + k) & 0x7fffffff, more = bits > top;
+      top = (bits & more) | (top & ~more);
+    }
+    for (; k < depth; k++) highest = bits_of(widen(row[k])) > highest ? bits_of(widen(row[k])) : highest;
+    for (int i = 0; i < L; i++) highest = top[i] > highest ? top[i] : highest;
+    if (highest >= 0x7f800000) {  // not finite: neither is any output of this row
+      scale[t] = __builtin_nanf("");
+      memset(out + t * depth, ZERO, depth);
+      continue;
+    }
+    float high;
+    memcpy(&high, &highest, 4);
+    float s = high / 127.0f;
+    if (s < 1.17549435e-38f) s = 1.17549435e-38f;
+    scale[t] = s;
+    float inverse = 1.0f / s;
+    const vf magic = splat(12582912.0f);  // adding it rounds to the nearest integer, halves to even
+    for (k = 0; k + L <= depth; k += L) {
+      vi q = (vi)(load(row + k) * inverse + magic) - (vi)magic + ZERO;
+      *(uint8_t __attribute__((vector_size(16), aligned(1)))*)(out + t * depth + k) =
+          __builtin_convertvector(q, uint8_t __attribute__((vector_size(16))));
+    }
+    for (; k < depth; k++) out[t * depth + k] = (uint8_t)(__builtin_rintf(widen(row[k]) * inverse) + ZERO);
+  }
+}
+
+EXPORT void llmd_quantize_rows(uint8_t* out, float* scale, const void* x, int64_t count, int64_t depth, int64_t stride,
+                               int64_t dtype) {
+  if (dtype == BF16)
+    quantize(out, scale, (const bf16*)x, count, depth, stride);
+  else
+    quantize(out, scale, (const float*)x, count, depth, stride);
+}

@@ -1,0 +1,91 @@
+"""rms_norm, silu_mul, rotary and store_kv against their references, at odd sizes."""
+
+import pytest
+import torch
+
+from llmd_kernels import native
+from llmd_kernels.rms_norm import add_rms_norm, rms_norm
+from llmd_kernels.rms_norm import reference as rms_norm_reference
+from llmd_kernels.rotary import reference as rotary_reference
+from llmd_kernels.rotary import rotary
+from llmd_kernels.silu_mul import reference as silu_mul_reference
+from llmd_kernels.silu_mul import silu_mul
+from llmd_kernels.store_kv import reference as store_kv_reference
+from llmd_kernels.store_kv import store_kv
+
+DTYPES = [torch.float32, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    if native.library() is None:
+        pytest.skip("no compiler: there is only the reference")
+    torch.manual_seed(0)
+
+
+def close(actual, expected):
+    tolerance = 1e-5 if expected.dtype == torch.float32 else 1e-2
+    torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (5, 63), (3, 896), (300, 500)])
+def test_rms_norm(dtype, rows, size):
+    x, residual = torch.randn(2, rows, size).to(dtype)
+    weight = torch.randn(size).to(dtype)
+    close(rms_norm(x, weight, 1e-6), rms_norm_reference.rms_norm(x, weight, 1e-6))
+    for actual, expected in zip(
+        add_rms_norm(x, residual.clone(), weight, 1e-6),
+        rms_norm_reference.add_rms_norm(x, residual, weight, 1e-6),
+        strict=True,
+    ):
+        close(actual, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_of_strided_heads(dtype):
+    heads = torch.randn(7, 9 * 20).to(dtype)[:, 20:120].view(7, 5, 20)
+    weight = torch.randn(20).to(dtype)
+    close(rms_norm(heads, weight, 1e-6), rms_norm_reference.rms_norm(heads, weight, 1e-6))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (9, 77), (200, 512)])
+def test_silu_mul(dtype, rows, size):
+    x = (torch.randn(rows, 2 * size) * 10).to(dtype)
+    close(silu_mul(x), silu_mul_reference.silu_mul(x))
+
+
+def test_silu_mul_at_the_ends():
+    gate = torch.tensor([0.0, -0.0, 200.0, -200.0, 1e30, -1e30, 88.0, -88.0] * 4)
+    x = torch.cat((gate, torch.ones(32))).unsqueeze(0)
+    close(silu_mul(x), silu_mul_reference.silu_mul(x))
+    with pytest.raises(ValueError, match="silu_mul wants"):
+        silu_mul(torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "turned"), [(20, 20), (64, 64), (64, 32), (80, 20), (2, 2)])
+def test_rotary(dtype, dim, turned):
+    qkv = torch.randn(11, 9 * dim).to(dtype)
+    table, positions = torch.randn(50, turned), torch.randint(0, 50, (11,))
+    actual, expected = qkv.clone(), qkv.clone()
+    rotary(actual[:, : 6 * dim].view(11, 6, dim), actual[:, 6 * dim : 8 * dim].view(11, 2, dim), positions, table)
+    rotary_reference.rotary(
+        expected[:, : 6 * dim].view(11, 6, dim), expected[:, 6 * dim : 8 * dim].view(11, 2, dim), positions, table
+    )
+    close(actual, expected)
+    assert torch.equal(actual[:, 8 * dim :], qkv[:, 8 * dim :])
+
+
+@pytest.mark.parametrize("kv_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_store_kv(dtype, kv_dtype):
+    pool = torch.full((9, 3, 2, 5, 3, 20), float("nan"), dtype=kv_dtype)
+    qkv = torch.randn(17, 12 * 20).to(dtype)
+    k, v = qkv[:, 120:180].view(17, 3, 20), qkv[:, 180:].view(17, 3, 20)
+    slots = torch.randperm(45)[:17]
+    expected = pool.clone()
+    store_kv(k, v, pool[:, 1], slots)
+    store_kv_reference.store_kv(k, v, expected[:, 1], slots)
+    torch.testing.assert_close(pool, expected, rtol=0, atol=0, equal_nan=True)

@@ -1,0 +1,66 @@
+"""The 8-bit product against its reference, at odd sizes, and that no row feels another."""
+
+import pytest
+import torch
+
+from llmd_kernels import native
+from llmd_kernels.int8_linear import int8_linear, quantize_channels, reference
+
+SIZES = [(1, 1, 1), (1, 7, 33), (2, 66, 64), (5, 130, 896), (70, 65, 100), (130, 3, 200)]
+
+
+def make_inputs(rows, width, depth, dtype=torch.float32):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(rows, 2 * depth).to(dtype)[:, :depth], torch.randn(width, depth), torch.randn(width)
+    return x, *quantize_channels(weight), bias
+
+
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", SIZES, ids=str)
+def test_against_the_reference(size, dtype, has_bias):
+    x, weight, scale, sums, bias = make_inputs(*size, dtype)
+    bias = bias if has_bias else None
+    expected = reference.int8_linear(x, weight, scale, bias).float()
+    actual = int8_linear(x, weight, scale, sums, bias)
+    assert actual.dtype == dtype
+    # A value halfway between two steps may be rounded either way: a few elements differ by one step.
+    assert (actual.float() - expected).norm() <= 3e-3 * expected.norm()
+
+
+def test_channels_are_scaled_to_their_largest_weight():
+    weight = torch.tensor([[1.0, -254.0, 0.0], [0.0, 0.0, 0.0], [127.0, 1.0, 2.0]])
+    quantized, scale, sums = quantize_channels(weight)
+    assert quantized.tolist() == [[0, -127, 0], [0, 0, 0], [127, 1, 2]]
+    assert scale[2] == 1
+    assert sums.tolist() == [-127, 0, 130]
+
+
+def test_a_row_is_the_same_in_every_batch():
+    if native.library() is None:
+        pytest.skip("no compiler")
+    x, *weights = make_inputs(130, 77, 200)
+    together = int8_linear(x, *weights)
+    for start, end in ((0, 1), (3, 5), (7, 10), (64, 80), (129, 130)):
+        assert torch.equal(int8_linear(x[start:end], *weights), together[start:end])
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-38, 1e-30, 1e4, 1e30])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_extreme_activations_stay_finite(dtype, value):
+    _, *weights = make_inputs(1, 37, 53)
+    assert torch.isfinite(int8_linear(torch.full((1, 53), value, dtype=dtype), *weights)).all()
+
+
+def test_a_nan_is_not_swallowed():
+    x, *weights = make_inputs(3, 37, 53)
+    x = x.clone()
+    x[1, 20] = float("nan")
+    finite = torch.isfinite(int8_linear(x, *weights)).all(1)
+    assert finite.tolist() == [True, False, True]
+
+
+def test_shapes_are_checked():
+    x, *weights = make_inputs(3, 37, 53)
+    with pytest.raises(ValueError, match="int8_linear wants"):
+        int8_linear(x[:, :50], *weights)

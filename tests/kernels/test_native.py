@@ -1,0 +1,66 @@
+"""Building the kernels: cached, atomic, refused when somebody else could have written them, done without when impossible."""
+
+import logging
+import os
+
+import pytest
+
+from llmd_kernels import native
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    if native.library() is None:
+        pytest.skip("no compiler")
+    monkeypatch.setenv("LLMD_CACHE_DIR", str(tmp_path))
+    return tmp_path / "kernels"
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """A compiler that writes a marker, and how often it ran."""
+    runs = []
+
+    def compile_(compiler, sources, path, openmp):
+        runs.append(path)
+        path.write_bytes(b"library")
+
+    monkeypatch.setattr(native, "_compile", compile_)
+    return runs
+
+
+def test_a_build_is_made_once(cache, compiled):
+    first = native._build()
+    assert first.parent == cache
+    assert native._build() == first
+    assert len(compiled) == 1
+
+
+def test_a_library_that_others_can_write_is_built_again(cache, compiled):
+    path = native._build()
+    os.chmod(path, 0o666)
+    native._build()
+    assert len(compiled) == 2
+
+
+def test_other_flags_are_another_build(cache, compiled, monkeypatch):
+    first = native._build()
+    monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g"))
+    assert native._build() != first
+
+
+def test_the_cache_follows_xdg(monkeypatch, tmp_path):
+    monkeypatch.delenv("LLMD_CACHE_DIR", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert native._cache_folder() == tmp_path / "llmd" / "kernels"
+
+
+@pytest.mark.parametrize("compiler", ["no-such-compiler", "false"])
+def test_without_a_compiler_it_says_so_and_goes_on(monkeypatch, tmp_path, caplog, compiler):
+    monkeypatch.setenv("LLMD_CACHE_DIR", str(tmp_path))
+    monkeypatch.setenv("CXX", compiler)
+    monkeypatch.setattr(native, "_found", [])
+    with caplog.at_level(logging.WARNING):
+        assert native.library() is None
+        assert native.library() is None
+    assert [record.message for record in caplog.records if "no native CPU kernels" in record.message].__len__() == 1

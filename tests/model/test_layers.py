@@ -1,0 +1,124 @@
+"""Layers load their parts and their rank's slices, and together the ranks compute what one device does."""
+
+import pytest
+import torch
+
+from llmd.errors import ModelError
+from llmd.model.config import parse_config
+from llmd.model.layers import Layers, Shard
+from llmd.model.quantization import Unquantized
+
+CPU = torch.device("cpu")
+
+
+def make_layers(rank=0, world=1, **changes):
+    config = {
+        "architectures": ["LlamaForCausalLM"], "vocab_size": 50, "hidden_size": 24, "num_hidden_layers": 2,
+        "num_attention_heads": 6, "num_key_value_heads": 2, "head_dim": 4, "intermediate_size": 10,
+        "max_position_embeddings": 64, **changes,
+    }  # fmt: skip
+    return Layers(parse_config(config), None, dtype=torch.float32, device=CPU, max_model_len=64, shard=Shard(rank, world))
+
+
+def load(layer, tensors, name="block.linear"):
+    """Fill a linear as the loader does; the names that it asked for."""
+    layer.name, layer.method = name, Unquantized()
+    layer.method.create_weights(layer)
+    slots = list(layer.weight_slots())
+    for slot in slots:
+        assert tuple(tensors[slot.name].shape) == slot.shape
+        slot.load(tensors[slot.name])
+    layer.finish_weights()
+    return [slot.name for slot in slots]
+
+
+def random_tensors(**shapes):
+    torch.manual_seed(0)
+    return {f"block.{name}": torch.randn(shape) for name, shape in shapes.items()}
+
+
+QKV = {
+    f"{part}_proj.{kind}": shape
+    for part, rows in (("q", 24), ("k", 8), ("v", 8))
+    for kind, shape in (("weight", (rows, 24)), ("bias", (rows,)))
+}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_qkv_is_merged_from_its_parts(world):
+    tensors, x = random_tensors(**QKV), torch.randn(3, 24)
+    found = {"q": [], "k": [], "v": []}
+    for rank in range(world):
+        layers = make_layers(rank, world)
+        linear = layers.qkv(bias=True)
+        assert sorted(load(linear, tensors)) == sorted(tensors)
+        for part, heads in zip("qkv", layers.split_qkv(linear(x)), strict=True):
+            found[part].append(heads)
+    for part, heads in found.items():
+        expected = x @ tensors[f"block.{part}_proj.weight"].T + tensors[f"block.{part}_proj.bias"]
+        torch.testing.assert_close(torch.cat(heads, 1).flatten(1), expected)
+
+
+def test_more_ranks_than_kv_heads_share_them():
+    tensors, x = random_tensors(**QKV), torch.randn(3, 24)
+    expected = (x @ tensors["block.k_proj.weight"].T + tensors["block.k_proj.bias"]).view(3, 2, 4)
+    for rank in range(6):
+        layers = make_layers(rank, 6)
+        linear = layers.qkv(bias=True)
+        load(linear, tensors)
+        _, k, _ = layers.split_qkv(linear(x))
+        torch.testing.assert_close(k[:, 0], expected[:, rank // 3])
+    with pytest.raises(ModelError, match="one must divide the other"):
+        make_layers(0, 3).qkv()
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_an_mlp_is_the_sum_of_its_ranks(world, monkeypatch):
+    shapes = {
+        "gate_proj.weight": (10, 24),
+        "up_proj.weight": (10, 24),
+        "down_proj.weight": (24, 10),
+        "down_proj.bias": (24,),
+    }
+    tensors, x = random_tensors(**shapes), torch.randn(3, 24)
+    monkeypatch.setattr(Shard, "reduce", lambda self, y: y)  # added up below
+    total = torch.zeros(3, 24)
+    for rank in range(world):
+        layers = make_layers(rank, world)
+        gate_up, down = layers.gate_up(), layers.output(10, bias=True)
+        load(gate_up, tensors)
+        load(down, tensors, "block.down_proj")
+        total += down(layers.activation()(gate_up(x)))
+    gate, up, down_weight = (tensors[f"block.{name}_proj.weight"] for name in ("gate", "up", "down"))
+    expected = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down_weight.T + tensors["block.down_proj.bias"]
+    torch.testing.assert_close(total, expected)
+
+
+def test_what_cannot_be_divided_says_so():
+    with pytest.raises(ModelError, match=r"num_attention_heads \(6\) cannot be divided among 4 ranks"):
+        make_layers(0, 4)
+
+
+def test_packed_weights_are_sliced_by_their_ratio():
+    """A method that packs eight inputs a word and groups outputs, as 4-bit formats do."""
+    layers = make_layers(1, 2, intermediate_size=64)
+    linear = layers.output(64)
+    linear.name = "down_proj"
+    linear.add_weight("qweight", (32 // 8, 24), torch.int32, output_dim=1, input_dim=0)
+    [slot] = linear.weight_slots()
+    assert slot.shape == (8, 24)
+    tensor = torch.arange(8 * 24, dtype=torch.int32).view(8, 24)
+    slot.load(tensor)
+    assert torch.equal(linear.get_parameter("qweight"), tensor[4:])
+
+
+def test_unknown_activations_are_named():
+    with pytest.raises(ModelError, match="hidden_act must be one of silu"):
+        make_layers(hidden_act="relu").activation()
+
+
+def test_parameters_take_no_memory_before_they_are_loaded():
+    linear = make_layers().linear(1 << 20, 1 << 20)
+    linear.name, linear.method = "huge", Unquantized()
+    linear.method.create_weights(linear)
+    assert linear.weight.is_meta
