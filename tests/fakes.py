@@ -138,6 +138,8 @@ class FakeDevice:
         self.masks = {plan.rows[index]: bitmask[nth].view("uint32") for nth, index in enumerate(plan.masked)}
         tokens: list[int] = []
         result = StepResult(step_id=plan.step_id, token_ids=tokens)
+        if self.info.needs_whole_prompts:
+            assert [self.rows[row].admit.num_prompt_tokens for row in plan.rows] == list(plan.counts)
         columns = zip(plan.rows, plan.starts, plan.counts, plan.num_logits, plan.samples, strict=True)
         for row, start, count, num_logits, samples in columns:
             self._compute(self.rows[row], row, start, count, num_logits, samples, result, tokens)

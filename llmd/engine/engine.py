@@ -106,7 +106,7 @@ class Engine:
         self.info = await self.executor.start(report)
         num_groups = len(self.info.kv_groups)
         capacity = self.info.num_blocks // max(num_groups, 1) * self.info.block_size
-        if capacity < self.info.max_model_len:
+        if num_groups and capacity < self.info.max_model_len:
             raise ConfigError(
                 f"the KV pool holds {capacity} tokens ({self.info.num_blocks} blocks of {self.info.block_size} over "
                 f"{num_groups} groups) and one sequence may need {self.info.max_model_len}: lower max_model_len or give "
@@ -179,7 +179,10 @@ class Engine:
                 "with enable_chunked_prefill off",
                 param="prompt",
             )
-        if not isinstance(request.params, SamplingParams) and not self.info.can_pool:
+        if isinstance(request.params, SamplingParams):
+            if not self.info.can_generate:
+                raise InvalidRequest("this model gives embeddings, it generates no text", param="model")
+        elif not self.info.can_pool:
             raise InvalidRequest("this model gives no embeddings", param="model")
         if min(request.prompt.token_ids) < 0 or max(request.prompt.token_ids) >= self.info.vocab_size:
             raise InvalidRequest(f"token ids must be between 0 and {self.info.vocab_size - 1}", param="prompt")

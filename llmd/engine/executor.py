@@ -38,7 +38,9 @@ class ExecutorInfo:
     max_num_seqs: int  # rows
     max_model_len: int
     vocab_size: int
-    kv_groups: tuple[KVGroup, ...] = (KVGroup(),)
+    kv_groups: tuple[KVGroup, ...] = (KVGroup(),)  # none: an encoder, which keeps nothing between steps
+    needs_whole_prompts: bool = False  # every token attends to every other: a prompt is computed in one step
+    can_generate: bool = True
     weights_bytes: int = 0
     kv_bytes: int = 0
     device: str = ""

@@ -38,6 +38,8 @@ class KVCacheManager:
 
         False, and nothing changed, when fewer than `num_spare` blocks would be left free.
         """
+        if not self.num_groups:
+            return True
         hits = self._hits(sequence) if use_cache else []
         num_hits = len(hits[0]) if hits else 0
         pool = self.pool

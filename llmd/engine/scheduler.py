@@ -223,15 +223,18 @@ class Scheduler:
     def _admit(self, draft: PlanDraft, now_s: float) -> None:
         """Give rows to waiting sequences in the queue's order, as far as rows, blocks and budget go."""
         for sequence in self.waiting.ordered(now_s):
-            if not (self._free_rows and draft.budget):
+            if not self._free_rows or draft.budget <= 0:
                 return
             if not sequence.is_admissible:
                 continue  # its leader or a step in flight comes first; neither waits for anything behind it
+            if self.info.needs_whole_prompts and draft.rows and sequence.num_tokens > draft.budget:
+                return
             num_spare = self._num_spare if self.running else 0
             if not self.kv_cache.admit(sequence, num_spare, use_cache=_may_use_cache(sequence)):
                 return
             self._enter_row(sequence, self._free_rows.pop(), draft, now_s)
-            draft.compute(sequence, min(sequence.num_tokens - sequence.num_computed_tokens, draft.budget))
+            lacking = sequence.num_tokens - sequence.num_computed_tokens
+            draft.compute(sequence, lacking if self.info.needs_whole_prompts else min(lacking, draft.budget))
 
     def _enter_row(self, sequence: Sequence, row: int, draft: PlanDraft, now_s: float) -> None:
         self._leave_queue(sequence)

@@ -121,6 +121,18 @@ async def test_vectors_logprobs_and_prompt_logprobs_arrive():
         assert [len(delta.logprobs) for delta in sink.deltas["l"] if delta.token_ids] == [1, 1]
 
 
+async def test_an_encoder_has_no_blocks_and_computes_whole_prompts():
+    info = fake_info(num_blocks=0, kv_groups=(), needs_whole_prompts=True, can_generate=False)
+    async with running(FakeExecutor(info), max_num_batched_tokens=50) as (engine, sink, executor):
+        for index, length in enumerate((30, 25, 100, 20)):  # the third is longer than a step's budget
+            engine.add(request(f"v{index}", length=length, params=PoolingParams(pooling="mean")))
+        for index in range(4):
+            assert await sink.end(f"v{index}") == [FinishReason.STOP]
+        assert executor.device.num_computed == 175
+        with pytest.raises(InvalidRequest, match="generates no text"):
+            engine.add(request("t"))
+
+
 async def test_abort_and_finish_are_silent_and_free_everything():
     async with running(FakeExecutor(step_s=0.002)) as (engine, sink, _):
         engine.add(request("a", sampling={"max_tokens": 100}))
