@@ -211,4 +211,4 @@ def test_peak_memory_is_the_weights_and_at_most_a_shard(tmp_path):
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     grown, weights = map(int, run.stdout.split())
     assert weights > 40 << 20
-    assert grown < weights + (8 << 20) + (4 << 20)
+    assert grown < weights + (8 << 20) + (6 << 20)  # a shard, and what allocators keep

@@ -36,6 +36,7 @@ is made up.
 
 Trained from scratch on dialogues that the script in this repository makes by rule from fixed seeds; no text of anybody
 else is in it. Every dialogue is new, none is repeated on purpose. Only the tokens of the assistant count in the loss.
+The attention of the first two layers starts from weights that can already copy (`circuit.py`); all else starts at random.
 
     PYTHONPATH=plugins python -m llmd_plugins.sources.demo.train --out DIR --minutes $minutes --seed $seed
 

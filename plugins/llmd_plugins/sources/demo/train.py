@@ -13,7 +13,7 @@ import random
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +32,8 @@ from llmd_plugins.sources.demo.tokenizer import END, PAD, START, save_tokenizer,
 
 TEMPLATE = Path(__file__).parent / "model" / "chat_template.jinja"
 IGNORED = -100
+# On short rows this is a third faster on a CPU than the fused kernel.
+_ATTENTION = "eager"
 _SHAPE = {
     "vocab_size": 2048,
     "hidden_size": 256,
@@ -164,7 +166,7 @@ def new_model(tokenizer: Any) -> Any:
         bos_token_id=ids[PAD],
         pad_token_id=ids[PAD],
         eos_token_id=ids[END],
-        attn_implementation="eager",
+        attn_implementation=_ATTENTION,
     )
     model = LlamaForCausalLM(config)
     plant_copying(model)
@@ -255,16 +257,37 @@ def train(folder: Path, minutes: float, threads: int, seed: int) -> Training:
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / TEMPLATE.name).exists():
         shutil.copy(TEMPLATE, folder)
-    length = _SHAPE["max_position_embeddings"]
-    save_tokenizer(train_tokenizer(seed, _SHAPE["vocab_size"]), folder, length)
+    save_tokenizer(train_tokenizer(seed, _SHAPE["vocab_size"]), folder, _SHAPE["max_position_embeddings"])
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = new_model(tokenizer)
-    data = batches(examples(Encoder(tokenizer), seed + 1), length, seed)
-    result = fit(model, data, minutes)
+    return trained(folder, new_model(tokenizer), tokenizer, Training(0, seed, threads, 0, 0, 0), minutes)
+
+
+def resume(folder: Path, minutes: float) -> Training:
+    """More minutes for the weights in the folder, on dialogues that they have not seen."""
+    model, tokenizer = load(folder)
+    model.float().train().set_attn_implementation(_ATTENTION)
+    return trained(folder, model, tokenizer, read_training(folder), minutes)
+
+
+def trained(folder: Path, model: Any, tokenizer: Any, before: Training, minutes: float) -> Training:
+    """Trains and saves; the data's seed moves on with what was seen before."""
+    source = examples(Encoder(tokenizer), before.seed + 1 + before.num_steps)
+    result = fit(model, batches(source, _SHAPE["max_position_embeddings"], before.seed), minutes)
     save_model(model, folder)
-    training = Training(minutes, seed, threads, *result)
-    write_json(folder / "training.json", asdict(training))
-    return training
+    after = replace(
+        before,
+        minutes=before.minutes + minutes,
+        num_steps=before.num_steps + result.num_steps,
+        num_tokens=before.num_tokens + result.num_tokens,
+        loss=result.loss,
+    )
+    write_json(folder / "training.json", asdict(after))
+    return after
+
+
+def read_training(folder: Path) -> Training:
+    """How the weights in the folder were trained."""
+    return Training(**json.loads((folder / "training.json").read_text()))
 
 
 def arguments() -> argparse.Namespace:
@@ -275,6 +298,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--seed", type=int, default=0, help="seed of data and weights")
     parser.add_argument("--prompts", type=int, default=200, help="held-out prompts per category")
+    parser.add_argument("--resume", action="store_true", help="train the model in --out further")
     parser.add_argument("--eval-only", action="store_true", help="only evaluate --out and write its card again")
     return parser.parse_args()
 
@@ -286,7 +310,9 @@ def main() -> None:
     transformers_logging.set_verbosity_error()
     torch.set_num_threads(args.threads)
     if args.eval_only:
-        training = Training(**json.loads((args.out / "training.json").read_text()))
+        training = read_training(args.out)
+    elif args.resume:
+        training = resume(args.out, args.minutes)
     else:
         training = train(args.out, args.minutes, args.threads, args.seed)
     for name, score in sorted(measure(args.out, training, args.prompts).items()):
