@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import random
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +29,9 @@ from llmd.text.detokenizer import WindowDetokenizer
 from llmd.text.output import OutputProcessor
 from llmd.text.stream import RequestStream
 from llmd.text.tokenizer import Tokenizer
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from results import report
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -165,18 +166,13 @@ def main() -> None:
         "sequences": options.sequences,
         "steps": options.steps,
         "vocab_size": tokenizer.vocab_size,
-        "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
-        "load": round(os.getloadavg()[0], 1),
         "publish": {
             name: asyncio.run(publish(tokenizer, options.sequences, options.steps, sampling))
             for name, sampling in VARIANTS.items()
         },
         "detokenize_us_a_token": detokenizers(tokenizer, tokenizer._backend),
     }
-    text = json.dumps(result, indent=2)
-    print(text)
-    if options.output:
-        options.output.write_text(text + "\n")
+    report(result, options.output)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ decodes, one in sixteen crosses into a new KV block. Prints medians in microseco
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
+import sys
 import time
 from collections import deque
 from pathlib import Path
@@ -22,6 +22,9 @@ from llmd.engine.request import Prompt, Request
 from llmd.engine.scheduler import Scheduler
 from llmd.engine.step import StepPlan, StepResult
 from llmd_plugins.scheduling.fcfs import FcfsQueue
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from results import report
 
 
 def result_of(plan: StepPlan) -> StepResult:
@@ -73,12 +76,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--output", type=Path)
     options = parser.parse_args()
-    text = json.dumps(
-        {"sequences": options.sequences, "steps": options.steps, **measure(options.sequences, options.steps)}, indent=2
-    )
-    print(text)
-    if options.output:
-        options.output.write_text(text + "\n")
+    sizes = {"sequences": options.sequences, "steps": options.steps}
+    report(sizes | measure(options.sequences, options.steps), options.output)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ the row, a draw by torch.multinomial.
 from __future__ import annotations
 
 import argparse
-import json
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,9 @@ import torch
 from llmd.engine.params import SamplingParams
 from llmd.engine.step import RowAdmit
 from llmd.model.sampler import SamplerContext, TorchSampler
-from llmd_plugins.commands.bench.report import stamp, write_json
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from results import report
 
 CASES: dict[str, tuple[float, dict[str, Any]]] = {
     "greedy": (6.0, {"temperature": 0.0}),
@@ -92,9 +94,7 @@ def main() -> None:
         "argmax": least(lambda: x.argmax(1)) * 1000,
     }
     result = {"rows": num_rows, "vocab_size": vocab_size, "threads": arguments.threads, "ms_per_row": found, "plain": plain}
-    print(json.dumps(result, indent=2))
-    if arguments.output:
-        write_json(arguments.output, stamp() | result)
+    report(result, arguments.output)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import platform
 import resource
 import socket
 import statistics
@@ -263,13 +262,6 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         for name in ("chunks_per_s", "cpu_us_per_chunk", "system_us_per_chunk", "chunks_per_cpu_s")
     }
     return {
-        "benchmark": "serve/sse",
-        "command": " ".join(sys.argv),
-        "machine": {
-            "cpu": platform.processor() or platform.machine(),
-            "cores": len(cores),
-            "python": platform.python_version(),
-        },
         "streams": options.streams,
         "tokens": options.tokens,
         "with_text": options.with_text,
@@ -311,10 +303,10 @@ def main() -> None:
     if options.role == "server":
         _run_loop(serve(options))
         return
-    text = json.dumps(run(options), indent=2)
-    print(text)
-    if options.output is not None:
-        options.output.write_text(text + "\n")
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+    from results import report
+
+    report(run(options), options.output)
 
 
 if __name__ == "__main__":

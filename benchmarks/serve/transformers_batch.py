@@ -227,15 +227,6 @@ def measure(arguments: argparse.Namespace, folder: Path, vocab_size: int) -> dic
     }
 
 
-def commit() -> str:
-    """The commit that is measured, marked where the tree differs from it."""
-    try:
-        text = subprocess.check_output(["git", "describe", "--always", "--dirty"], cwd=ROOT, text=True)
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return text.strip()
-
-
 def main() -> None:
     """Measure and write the result."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -251,7 +242,8 @@ def main() -> None:
     if arguments.worker:
         work(arguments.worker, arguments.folder)
         return
-    from llmd_plugins.commands.bench.report import stamp, write_json
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from results import report
 
     shape = TINY if arguments.tiny else QWEN2_05B
     with tempfile.TemporaryDirectory() as folder:
@@ -262,10 +254,8 @@ def main() -> None:
     import transformers
 
     versions = {"torch": torch.__version__, "transformers": transformers.__version__, "threads": arguments.threads}
-    result = stamp() | {"commit": commit(), "versions": versions, "workload": workload} | found
-    print(json.dumps({key: result[key] for key in ("ratio", "ratio_of_rounds", "memory_above_weights_and_kv_bytes")}))
-    if arguments.output:
-        write_json(arguments.output, result)
+    shown = ("ratio", "ratio_of_rounds", "memory_above_weights_and_kv_bytes")
+    report({"versions": versions, "workload": workload} | found, arguments.output, shown=shown)
 
 
 if __name__ == "__main__":

@@ -46,6 +46,9 @@ class ExecutorInfo:
     device: str = ""
     attention_backend: str = ""
     can_pool: bool = True
+    pooling: str = "last"  # how this architecture's hidden states become one vector unless the model's files say otherwise
+    embedding_size: int = 0  # of a pooled vector; 0: not told
+    labels: tuple[str, ...] = ()  # a classifier's, in the order of its scores
     facts: dict[str, Any] = field(default_factory=dict)  # for the start log and `llmd status` only
 
 

@@ -21,6 +21,8 @@ MAX_CHOICES = 4096
 MAX_ALLOWED_TOKEN_IDS = 1 << 20
 MAX_TOKEN_ID = (1 << 31) - 1
 MAX_SEED = (1 << 63) - 1
+POOLINGS = ("last", "cls", "mean", "max", "mean_sqrt_len", "all")
+POOLING_TASKS = ("embed", "classify")
 MIN_TEMPERATURE = 1e-2
 
 
@@ -188,17 +190,26 @@ class SamplingParams:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolingParams:
-    """Ask for a vector instead of tokens: which hidden states are pooled, and how."""
+    """Ask for a vector instead of tokens: which hidden states are pooled, and how. None: as the model's files say."""
 
-    pooling: str = "last"  # "last" | "mean"
-    normalize: bool = True
+    pooling: str | None = None  # one of POOLINGS; "all" keeps every token's vector
+    normalize: bool | None = None
     dimensions: int | None = None  # keep the first so many, then normalize (Matryoshka models)
+    task: str = "embed"  # "classify": what the model's head makes of the pooled vector
+    use_activation: bool | None = None  # classify: probabilities (the default), or the head's raw scores
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("last", "mean"):
-            raise InvalidParams("pooling", self.pooling, "'last' or 'mean'")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise InvalidParams("pooling", self.pooling, f"one of {', '.join(POOLINGS)}")
+        if self.task not in POOLING_TASKS:
+            raise InvalidParams("task", self.task, f"one of {', '.join(POOLING_TASKS)}")
         if self.dimensions is not None:
             _integer("dimensions", self.dimensions, 1, 1 << 20)
+            if self.task == "classify":
+                raise InvalidParams("dimensions", self.dimensions, "left out: scores of a classifier are not cut")
+        for name in ("normalize", "use_activation"):
+            if not isinstance(getattr(self, name), bool | None):
+                raise InvalidParams(name, getattr(self, name), "true, false or None")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

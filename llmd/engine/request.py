@@ -28,6 +28,7 @@ class Prompt:
 
     token_ids: tuple[int, ...]
     spans: tuple[Span, ...] = ()
+    token_types: tuple[int, ...] = ()  # each token's segment, where an encoder reads a pair of texts; none: all 0
 
     def __len__(self) -> int:
         return len(self.token_ids)

@@ -259,6 +259,7 @@ class Scheduler:
                 bad_words_ids=request.bad_words_ids,
                 adapter=request.adapter,
                 spans=request.prompt.spans,
+                token_types=request.prompt.token_types,
             )
         )
         for group, block_ids in enumerate(sequence.block_ids):

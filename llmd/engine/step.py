@@ -40,6 +40,7 @@ class RowAdmit:
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     adapter: str | None = None
     spans: tuple[Span, ...] = ()
+    token_types: Seq[int] = ()  # the prompt's, as Prompt has them
 
 
 class BlockUpdate(NamedTuple):

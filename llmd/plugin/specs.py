@@ -76,10 +76,14 @@ class CheckpointFormatSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchitectureSpec(Spec):
-    """A model architecture; `architectures` are the names in config.json that it serves."""
+    """A model architecture; `architectures` are the names in config.json that it serves.
+
+    An encoder has no KV groups: each token attends to every other of its prompt, which is computed whole.
+    """
 
     architectures: tuple[str, ...]
     build: Callable[..., Any]  # (config, layers) -> torch.nn.Module with forward(batch) and weight_names
+    is_encoder: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,10 +96,14 @@ class QuantizationSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttentionBackendSpec(Spec):
-    """A way to compute attention over the paged KV cache; the usable one with the highest `priority` is taken."""
+    """A way to compute attention over the paged KV cache; the usable one with the highest `priority` is taken.
 
-    build: Callable[[], AttentionBackend]
+    With `for_encoders`, `build` gives an EncoderAttentionBackend instead: no cache, every token sees every other.
+    """
+
+    build: Callable[[], Any]
     priority: int = 0
+    for_encoders: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

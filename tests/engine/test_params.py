@@ -51,6 +51,6 @@ def test_lists_and_strings_are_stored_as_tuples():
 
 def test_pooling_is_last_or_mean():
     with pytest.raises(InvalidParams, match="'last' or 'mean'"):
-        PoolingParams(pooling="max")
+        PoolingParams(pooling="median")
     with pytest.raises(InvalidParams, match="dimensions"):
         PoolingParams(dimensions=0)
