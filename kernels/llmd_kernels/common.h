@@ -82,9 +82,9 @@ static inline vf exp_(vf x) {
   return (vf)((vi)p & ~small);
 }
 
-// How many threads a kernel uses; set once for all of them.
+// How many threads a kernel uses when the calling thread calls it: each thread that drives a model says for itself.
 inline int& threads() {
-  static int count = omp_get_max_threads();
+  static thread_local int count = omp_get_max_threads();
   return count;
 }
 

@@ -52,10 +52,10 @@ def library() -> ctypes.CDLL | None:
     return _found[0] if _found else _find()
 
 
-def prepare(num_threads: int) -> None:
-    """Build or open the library, on whatever thread has the time, and say how many threads kernels may use."""
+def set_num_threads(count: int) -> None:
+    """How many threads the kernels use that the calling thread launches; torch's own are set by torch."""
     if (lib := library()) is not None:
-        lib.llmd_set_num_threads(num_threads)
+        lib.llmd_set_num_threads(count)
 
 
 def is_available(x: torch.Tensor) -> bool:

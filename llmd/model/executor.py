@@ -81,7 +81,7 @@ class ThreadExecutor:
         self._thread = threading.Thread(target=self._run, name="llmd-executor", daemon=True)
         self._thread.start()
         # The first start on a machine compiles the CPU kernels: beside the loading of the weights.
-        threading.Thread(target=native.prepare, args=(num_threads(),), name="llmd-kernels", daemon=True).start()
+        threading.Thread(target=native.library, name="llmd-kernels", daemon=True).start()
 
         def progress(news: LoadProgress) -> None:
             _call_soon(loop, report, news)
@@ -141,8 +141,10 @@ class ThreadExecutor:
 
     def _load(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
         info = self._runner.load(report)
-        if info.device == "cpu" and info.weights_bytes < _SMALL_MODEL_BYTES:
-            torch.set_num_threads(1)  # meeting at barriers would take longer than the work between them
+        is_small = info.weights_bytes < _SMALL_MODEL_BYTES  # meeting at barriers takes longer than the work between them
+        count = 1 if is_small and info.device == "cpu" else num_threads()
+        torch.set_num_threads(count)
+        native.set_num_threads(count)
         return info
 
     def _work(self) -> None:
