@@ -1,7 +1,7 @@
 """A head start: initial weights whose first two layers can already copy.
 
 Most of what the demo model does is copying: a name into JSON, a word into a sorted list, a city into a call. Left to chance,
-the two attention heads that copy appear only after millions of tokens. So they are put there, as studies of trained models
+the two attention heads that copy had not appeared after 700,000 tokens. So they are put there, as studies of trained models
 describe them, and training goes on from there:
 
     layer 0   looks at the token before and notes, in a subspace of its own, which one it is
