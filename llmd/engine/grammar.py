@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Seq
 from concurrent.futures import Future
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:  # numpy is imported with the first mask: plugins that register grammars are loaded by every command
+    import numpy as np
+    import numpy.typing as npt
 
-Bitmask = npt.NDArray[np.int32]  # [rows, ceil(vocab_size / 32)], bit set = token allowed
+    Bitmask: TypeAlias = npt.NDArray[np.int32]  # [rows, ceil(vocab_size / 32)], bit set = token allowed
 
 
 class GrammarMatcher(Protocol):
@@ -57,6 +58,8 @@ class MaskJob:
 
     def fill(self, matchers: Seq[GrammarMatcher | None]) -> None:
         """Fill a row for each matcher and hand all over. None (a row whose result is dropped) allows everything."""
+        import numpy as np
+
         bitmask = np.full((len(matchers), bitmask_words(self._vocab_size)), -1, dtype=np.int32)
         for index, matcher in enumerate(matchers):
             if matcher is None:
