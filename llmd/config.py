@@ -54,6 +54,12 @@ class ModelConfig(Section):
     structured_outputs_backend: str = Field(
         default="auto", description="'auto' or a grammar plugin's name, for JSON schemas, regexes and grammars"
     )
+    tool_call_parser: str = Field(
+        default="auto", description="'auto' (by the chat template), 'none', or a parser's name: what finds tool calls"
+    )
+    reasoning_parser: str = Field(
+        default="auto", description="'auto' (by the chat template), 'none', or a parser's name: what sets reasoning apart"
+    )
     executor: str = Field(default="thread", description="what drives the device")
     enforce_eager: bool = Field(default=False, description="no CUDA graphs")
 
@@ -129,6 +135,7 @@ class LimitsConfig(Section):
 
     max_n: int = Field(default=16, ge=1, le=128, description="continuations a request")
     max_prompts: int = Field(default=256, ge=1, description="prompts in one completions request")
+    max_inputs: int = Field(default=2048, ge=1, description="texts in one embeddings, classify, score or rerank request")
     max_messages: int = Field(default=4096, ge=1, description="messages in one chat request")
     max_logprobs: int = Field(default=20, ge=0, le=100, description="top logprobs a token")
     max_output_tokens: int | None = Field(default=None, ge=1, description="output tokens a sequence; none: the context")

@@ -15,7 +15,8 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from llmd.config import Config, Path, dotted
-from llmd.config_messages import Text, describe_errors, did_you_mean, table_type, type_options
+from llmd.config_keys import config_keys, type_options
+from llmd.config_messages import Text, describe_errors, did_you_mean
 from llmd.config_toml import key_lines
 from llmd.errors import ConfigError
 
@@ -157,16 +158,6 @@ def _indexed(name: str, known: Mapping[str, Path]) -> Path | None:
         first = known.get(variable_name(("models", 0, *parts[2:])))
         return ("models", parts[1], *first[2:]) if first else None
     return None
-
-
-def config_keys(model: type[BaseModel], prefix: Path = ()) -> Iterator[Path]:
-    """Every key of a model; a list of tables stands with its first element."""
-    for name, info in model.model_fields.items():
-        inner, is_list = table_type(info.annotation)
-        if inner is None:
-            yield (*prefix, name)
-        else:
-            yield from config_keys(inner, (*prefix, name, 0) if is_list else (*prefix, name))
 
 
 def prepare(annotation: Any, value: Any) -> Any:

@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from typing import Any, NamedTuple
+from typing import Any
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from llmd.config import Path, dotted, place_of
+from llmd.config_keys import find_field, known_keys, table_type, type_options
+from llmd.flags_table import why_not_built_in
 
 
 class Text(str):
     """A value from the environment or a flag: its type is only known when its key is."""
 
     __slots__ = ()
-
-
-class TableType(NamedTuple):
-    """Which model a key holds, alone or as a list; None: it holds a value."""
-
-    model: type[BaseModel] | None
-    is_list: bool
-
-
-def table_type(annotation: Any) -> TableType:
-    """Whether a key holds a table or a list of tables."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return TableType(annotation, False)
-    if typing.get_origin(annotation) is tuple:
-        return TableType(table_type(typing.get_args(annotation)[0]).model, True)
-    return TableType(None, False)
-
-
-def type_options(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type alone."""
-    if typing.get_origin(annotation) in (types.UnionType, typing.Union):
-        return typing.get_args(annotation)
-    return (annotation,)
 
 
 def describe_errors(error: ValidationError, model: type[BaseModel], places: Mapping[Path, str], at: Path = ()) -> list[str]:
@@ -61,7 +39,7 @@ def describe_errors(error: ValidationError, model: type[BaseModel], places: Mapp
 def _describe(model: type[BaseModel], loc: Path, path: Path, kind: str, value: Any, message: str) -> str:
     if kind == "extra_forbidden":
         return unknown_key(path, known_keys(model, loc[:-1]))
-    info = _find_field(model, loc)
+    info = find_field(model, loc)
     if kind == "missing":
         return f"{dotted(path)} is not set; allowed: {allowed(info)}" if info else f"{dotted(path)} is not set"
     if info is None or kind.startswith(("value_error", "assertion")):
@@ -71,8 +49,6 @@ def _describe(model: type[BaseModel], loc: Path, path: Path, kind: str, value: A
 
 def unknown_key(path: Path, known: Sequence[str]) -> str:
     """The line for a key that does not exist."""
-    from llmd.flags_table import why_not_built_in
-
     name = str(path[-1])
     if reason := why_not_built_in(name):
         return f"{dotted(path)}: {reason}"
@@ -88,34 +64,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     """The end of a line about an unknown name: the closest known one."""
     closest = get_close_matches(name, list(known), n=1, cutoff=0.6)
     return f"; did you mean {closest[0]}?" if closest else ""
-
-
-def known_keys(model: type[BaseModel], loc: Path) -> list[str]:
-    """The keys of the table at `loc`."""
-    table: type[BaseModel] | None = model
-    for part in loc:
-        if isinstance(part, str) and table is not None:
-            info = table.model_fields.get(part)
-            table = table_type(info.annotation).model if info else None
-    return list(table.model_fields) if table else []
-
-
-def _find_field(model: type[BaseModel], loc: Path) -> FieldInfo | None:
-    """The field that a validation error is about; an element of a list is spoken of by its list."""
-    table: type[BaseModel] | None = model
-    info = None
-    for part in loc:
-        if isinstance(part, str) and table is not None and part in table.model_fields:
-            info = table.model_fields[part]
-            table = table_type(info.annotation).model
-    return info
-
-
-def field_of(model: type[BaseModel], path: Path) -> FieldInfo:
-    """The field of a key that exists."""
-    info = _find_field(model, path)
-    assert info is not None, path
-    return info
 
 
 def shown(info: FieldInfo, value: Any) -> str:

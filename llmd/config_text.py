@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from llmd.config import Config
-from llmd.config_messages import allowed, table_type
+from llmd.config_keys import table_type
+from llmd.config_messages import allowed
 
 _HEAD = """\
 # The configuration of llmd: every key with its default. A key that is commented out has no default value.

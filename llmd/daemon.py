@@ -19,6 +19,7 @@ from llmd.plugin.catalog import Catalog, build_catalog
 if TYPE_CHECKING:
     from llmd.model.parts import ModelParts
     from llmd.server.generate import ModelService
+    from llmd.server.parsers import ParserParts
 
 log = logging.getLogger(__name__)
 
@@ -51,6 +52,17 @@ def model_parts(catalog: Catalog) -> ModelParts:
         select_attention_backend=lambda needs, usable: catalog.first(
             "llmd_select_attention_backend", needs=needs, usable=usable
         ),
+    )
+
+
+def parser_parts(catalog: Catalog) -> ParserParts:
+    """What the server needs of the catalog to read what models write."""
+    from llmd.server.parsers import ParserParts
+
+    return ParserParts(
+        catalog.tool_parsers,
+        catalog.reasoning_parsers,
+        lambda facts: catalog.first("llmd_select_parsers", model=facts),
     )
 
 
@@ -88,7 +100,14 @@ def build_service(
     )
     waiting = catalog.scheduling_policies[config.scheduler.policy].build(config.scheduler)
     return ModelService.create(
-        config, model_config, path, executor, waiting, tokenizer_path=tokenizer_path, grammars=catalog.grammars
+        config,
+        model_config,
+        path,
+        executor,
+        waiting,
+        tokenizer_path=tokenizer_path,
+        grammars=catalog.grammars,
+        parsers=parser_parts(catalog),
     )
 
 
@@ -117,7 +136,7 @@ def serve(
     _warm_up(config, catalog)
     from llmd.lifecycle import Daemon
 
-    return _run(Daemon(config, catalog, reload=reload).run)
+    return _run(Daemon(config, catalog, resolve=resolve_model, build=build_service, reload=reload).run)
 
 
 def _warm_up(config: Config, catalog: Catalog) -> None:

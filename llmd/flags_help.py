@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from llmd.config import Config
-from llmd.config_messages import field_of
+from llmd.config_keys import field_of
 from llmd.flags_table import ABSENT, DECIDED, FLAGS, Flag
 
 _HEAD = """\

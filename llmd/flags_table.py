@@ -11,8 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Literal, NamedTuple
 
 from llmd.config import Config, Path
-from llmd.config_load import config_keys
-from llmd.config_messages import field_of
+from llmd.config_keys import config_keys, field_of
 
 Shape = Literal["switch", "value", "list", "json"]
 
@@ -48,6 +47,8 @@ _KEYS: dict[str, str] = {
     "chat-template": "models.0.chat_template",
     "attention-backend": "models.0.attention_backend",
     "guided-decoding-backend": "models.0.structured_outputs_backend",
+    "tool-call-parser": "models.0.tool_call_parser",
+    "reasoning-parser": "models.0.reasoning_parser",
     "executor": "models.0.executor",
     "enforce-eager": "models.0.enforce_eager",
     "served-model-name": "models.0.served_model_name",
@@ -110,6 +111,7 @@ DECIDED: dict[str, str] = {
     "safetensors-prefetch-block-size= pt-load-map-location=cpu tokenizer-pool-size=0 tokenizer-pool-type=",
     "tool definitions and usage follow the OpenAI API": "response-role=assistant enable-prompt-tokens-details "
     "fingerprint-mode=full enable-log-deltas enable-flash-late-interaction",
+    "tools and reasoning are read wherever the model has a parser": "enable-auto-tool-choice enable-reasoning",
     "a request may fill what is left of the step": "max-num-partial-prefills= max-long-partial-prefills= "
     "long-prefill-token-threshold= scheduler-delay-factor=0|0.0 scheduler-reserve-full-isl prefill-schedule-interval=1 "
     "stream-interval=1",
@@ -126,10 +128,9 @@ ABSENT: dict[str, str] = {
     "enable-tower-connector-lora=false enable-mixed-moe-lora-format=false enable-moe-shared-loras=false "
     "lora-extra-vocab-size= long-lora-scaling-factors= qlora-adapter-name-or-path= enable-prompt-adapter=false "
     "max-prompt-adapters= max-prompt-adapter-token= prompt-adapters[]",
-    "tool calling": "enable-auto-tool-choice=false tool-call-parser= tool-parser-plugin= tool-server= "
-    "exclude-tools-when-tool-choice-none=false",
-    "reasoning parsers": "reasoning-parser= reasoning-parser-plugin= reasoning-config{} enable-reasoning=false "
-    "cohere-is-reasoning-model cohere-format=",
+    "parsers in files that are no plugins": "tool-parser-plugin= reasoning-parser-plugin=",
+    "tool servers and tools that a template is not shown": "tool-server= exclude-tools-when-tool-choice-none=false",
+    "settings of reasoning beyond its parser": "reasoning-config{} cohere-is-reasoning-model cohere-format=",
     "settings of structured output beyond its backend": "guided-decoding-disable-fallback=false "
     "guided-decoding-disable-any-whitespace=false guided-decoding-disable-additional-properties=false",
     "speculative decoding": "speculative-config{} spec-method= spec-model= spec-tokens= speculative-model= "

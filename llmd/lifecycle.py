@@ -44,7 +44,17 @@ _GIVE_UP_S = 10.0  # for an executor that does not stop: the process ends all th
 class Daemon:
     """One process that serves; `run` is its whole life."""
 
-    def __init__(self, config: Config, catalog: Catalog, *, reload: Callable[[], Config] | None = None) -> None:
+    def __init__(
+        self,
+        config: Config,
+        catalog: Catalog,
+        *,
+        resolve: Callable[..., FilePath],
+        build: Callable[..., ModelService],
+        reload: Callable[[], Config] | None = None,
+    ) -> None:
+        """`resolve` and `build` are those of the composition root: a model's folder, and its service."""
+        self._resolve, self._build = resolve, build
         self._config = config
         self._catalog = catalog
         self._read_config = reload
@@ -184,8 +194,6 @@ class Daemon:
                 bar.close()
 
     async def _load_model(self, index: int, model: ModelConfig, bar: Bar) -> None:
-        from llmd.daemon import build_service, resolve_model
-
         loop = asyncio.get_running_loop()
         downloaded = False
 
@@ -205,8 +213,8 @@ class Daemon:
         def report(progress: LoadProgress) -> None:
             loop.call_soon_threadsafe(fetched, progress)
 
-        path: FilePath = await in_thread(lambda: resolve_model(self._config, self._catalog, model, report))
-        service = await in_thread(lambda: build_service(self._config, self._catalog, model, path=path))
+        path: FilePath = await in_thread(lambda: self._resolve(self._config, self._catalog, model, report))
+        service = await in_thread(lambda: self._build(self._config, self._catalog, model, path=path))
         self._services.append(service)
         self._context.services.update(dict.fromkeys(service.names, service))
         await service.start(started)

@@ -14,6 +14,7 @@ LEAVES = {
     "llmd._version",
     "llmd.errors",
     "llmd.config",
+    "llmd.config_keys",
     "llmd.config_load",
     "llmd.config_messages",
     "llmd.config_text",

@@ -11,8 +11,9 @@ from pydantic import BaseModel, Field
 from llmd import config as config_module
 from llmd.checks import parse_sections
 from llmd.config import Config, Section, dotted
-from llmd.config_load import Setting, config_keys, load_config, variable_name
-from llmd.config_messages import Text, field_of
+from llmd.config_keys import config_keys, field_of
+from llmd.config_load import Setting, load_config, variable_name
+from llmd.config_messages import Text
 from llmd.config_text import render
 from llmd.config_toml import key_lines
 from llmd.errors import ConfigError
@@ -108,7 +109,7 @@ dtype = "int3"
 
 [[models]]
 max_model_len = true
-tool_call_parser = "hermes"
+tool_parser_plugin = "x.py"
 
 [scheduler]
 max_num_seqs = "many"
@@ -126,7 +127,7 @@ kv_cache_bytes = 0
         "llmd.toml:7: models[0].dtype: 'int3' is not valid; "
         "allowed: 'auto', 'half', 'float16', 'bfloat16', 'float', 'float32'",
         "llmd.toml:10: models[1].max_model_len: true is not valid; allowed: an integer between 1 and 16777216",
-        "llmd.toml:11: models[1].tool_call_parser: not built in yet: tool calling",
+        "llmd.toml:11: models[1].tool_parser_plugin: not built in yet: parsers in files that are no plugins",
         "llmd.toml:14: scheduler.max_num_seqs: 'many' is not valid; allowed: an integer between 1 and 65536",
         "llmd.toml:15: scheduler.watermark: nan is not valid; allowed: a number at least 0 and below 1",
         "llmd.toml:16: unknown key nonsense; allowed: models, cache, scheduler, server, limits, plugins, log",

@@ -3,8 +3,8 @@
 import pytest
 
 from llmd.config import Config, dotted
-from llmd.config_load import config_keys, load_config
-from llmd.config_messages import field_of
+from llmd.config_keys import config_keys, field_of
+from llmd.config_load import load_config
 from llmd.errors import ConfigError
 from llmd.flags import parse_flags, settings_of
 from llmd.flags_help import render
@@ -122,9 +122,10 @@ def test_backend_of_structured_outputs():
         ("--pipeline_parallel_size=4", "--pipeline_parallel_size: not built in yet: pipeline parallelism; allowed: 1"),
         ("--enable-lora", "--enable-lora: not built in yet: LoRA and other adapters"),
         ("--lora-modules a=b c=d", "--lora-modules: not built in yet: LoRA and other adapters"),
-        ("--enable-auto-tool-choice", "--enable-auto-tool-choice: not built in yet: tool calling"),
-        ("--tool-call-parser hermes", "--tool-call-parser: not built in yet: tool calling"),
-        ("--reasoning-parser=qwen3", "--reasoning-parser: not built in yet: reasoning parsers"),
+        (
+            "--tool-parser-plugin x.py",
+            "--tool-parser-plugin: not built in yet: parsers in files that are no plugins",
+        ),
         ('--hf-overrides {"a":1}', "--hf-overrides: not built in yet: changes to the model's config"),
         ("--hf-overrides.a 1", "--hf-overrides: not built in yet: changes to the model's config"),
         ("--no-async-scheduling", "--no-async-scheduling: false cannot be had: steps are always planned"),
