@@ -8,15 +8,19 @@ from llmd._version import __version__
 
 if TYPE_CHECKING:
     from llmd.daemon import serve
-    from llmd.engine.params import PoolingParams, SamplingParams
+    from llmd.engine.params import BeamSearchParams, PoolingParams, SamplingParams, StructuredOutputsParams
     from llmd.offline import LLM
 
-__all__ = ["LLM", "PoolingParams", "SamplingParams", "__version__", "serve"]
+__all__ = [
+    "LLM", "BeamSearchParams", "PoolingParams", "SamplingParams", "StructuredOutputsParams", "__version__", "serve",
+]  # fmt: skip
 
 _HOME = {
+    "BeamSearchParams": "llmd.engine.params",
     "LLM": "llmd.offline",
     "PoolingParams": "llmd.engine.params",
     "SamplingParams": "llmd.engine.params",
+    "StructuredOutputsParams": "llmd.engine.params",
     "serve": "llmd.daemon",
 }
 

@@ -28,6 +28,8 @@ _NAMING_KEYS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("attention_backend", "attention_backends", ("auto",)),
     ("quantization", "quantizations", ()),
     ("structured_outputs_backend", "grammars", ("auto",)),
+    ("tool_call_parser", "tool_parsers", ("auto", "none")),
+    ("reasoning_parser", "reasoning_parsers", ("auto", "none")),
 )
 
 

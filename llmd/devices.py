@@ -24,9 +24,9 @@ def describe_devices(config: Config, catalog: Catalog) -> Iterator[str]:
 
 def _describe(config: Config, catalog: Catalog, model: ModelConfig) -> Iterator[str]:
     from llmd.daemon import model_parts
-    from llmd.model.attention import select_backend
+    from llmd.model.attention import is_of_kind, select_backend
     from llmd.model.config import read_config
-    from llmd.model.loader import attention_needs, select_device, select_dtype
+    from llmd.model.loader import attention_needs, is_encoder, select_device, select_dtype
 
     source = find_source(catalog, model)
     if source is None or source.check is None:
@@ -36,11 +36,18 @@ def _describe(config: Config, catalog: Catalog, model: ModelConfig) -> Iterator[
     device = select_device(model.device)
     dtype = select_dtype(model.dtype, architecture, device)
     cache = config.cache
-    needs = attention_needs(architecture, dtype, device, block_size=cache.block_size, kv_cache_dtype=cache.kv_cache_dtype)
-    yield f"{model.model}: {device}, {needs.dtype}, {needs.num_heads} heads of {needs.head_dim}, {needs.num_kv_heads} for KV"
     parts = model_parts(catalog)
-    backends = parts.attention_backends
-    chosen, _ = select_backend(needs, backends, model.attention_backend, parts.select_attention_backend)
+    needs = attention_needs(
+        architecture,
+        dtype,
+        device,
+        block_size=cache.block_size,
+        kv_cache_dtype=cache.kv_cache_dtype,
+        for_encoder=is_encoder(architecture, parts),
+    )
+    yield f"{model.model}: {device}, {needs.dtype}, {needs.num_heads} heads of {needs.head_dim}, {needs.num_kv_heads} for KV"
+    backends = {name: spec for name, spec in parts.attention_backends.items() if is_of_kind(spec, needs)}
+    chosen, _ = select_backend(needs, parts.attention_backends, model.attention_backend, parts.select_attention_backend)
     for name, spec in sorted(backends.items(), key=lambda item: -item[1].priority):
         reasons = spec.build().why_not(needs)
         yield f"  attention {name}: {'taken' if name == chosen else ', '.join(reasons) or 'usable, another goes before it'}"

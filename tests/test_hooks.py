@@ -24,9 +24,6 @@ NOT_CONSUMED_YET = {
     "llmd_register_adapter_formats",
     "llmd_register_kv_stores",
     "llmd_register_proposers",
-    "llmd_register_tool_parsers",
-    "llmd_register_reasoning_parsers",
-    "llmd_select_parsers",
     "llmd_resolve_adapter",
 }
 # how a configuration would name one of these
@@ -34,9 +31,6 @@ NAMED_BY = {
     "llmd_register_adapter_formats": "enable_lora",
     "llmd_register_kv_stores": "kv_offloading_size",
     "llmd_register_proposers": "speculative_config",
-    "llmd_register_tool_parsers": "tool_call_parser",
-    "llmd_register_reasoning_parsers": "reasoning_parser",
-    "llmd_select_parsers": "enable_auto_tool_choice",
     "llmd_resolve_adapter": "lora_modules",
 }
 

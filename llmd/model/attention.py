@@ -28,6 +28,7 @@ class AttentionNeeds:
     soft_cap: float | None = None
     has_sinks: bool = False
     kv_cache_dtype: str = "auto"
+    for_encoder: bool = False  # no cache, every token sees every other; only asked of backends made for it
 
 
 class AttentionBackend(Protocol):
@@ -56,14 +57,37 @@ class AttentionBackend(Protocol):
         """Store k, v [T, K, D] in kv [num_blocks, *kv_shape], then attend with q [T, H, D]: [T, H, D], contiguous."""
 
 
+class EncoderAttentionBackend(Protocol):
+    """Attention of every token to every other of its sequence, which a batch holds whole. Nothing is cached."""
+
+    def why_not(self, needs: AttentionNeeds) -> list[str]:
+        """Reasons why it cannot serve these needs; empty means yes."""
+
+    def prepare(self, batch: Batch) -> Any:
+        """What all layers of a step share; handed to every `forward` of the step as `meta`."""
+
+    def forward(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, meta: Any, *, scale: float, window: int | None
+    ) -> torch.Tensor:
+        """q [T, H, D], k and v [T, K, D] → [T, H, D], contiguous; `window`: how far a token sees to either side."""
+
+
 class BackendSpec(Protocol):
     """What is read of an AttentionBackendSpec."""
 
     @property
-    def build(self) -> Callable[[], AttentionBackend]: ...
+    def build(self) -> Callable[[], Any]: ...
+
+    @property
+    def for_encoders(self) -> bool: ...
 
     @property
     def priority(self) -> int: ...
+
+
+def is_of_kind(spec: BackendSpec, needs: AttentionNeeds) -> bool:
+    """Whether a backend is made for such models at all: causal ones over a cache, or encoders."""
+    return getattr(spec, "for_encoders", False) == needs.for_encoder
 
 
 def select_backend(
@@ -75,6 +99,12 @@ def select_backend(
     """The backend that the config names, that the select hook names, or the usable one of highest priority."""
     if name != "auto" and name not in specs:
         raise ModelError(f"attention_backend {name!r} is not known; known are {', '.join(sorted(specs)) or 'none'}")
+    specs = {key: spec for key, spec in specs.items() if is_of_kind(spec, needs)}
+    if name != "auto" and name not in specs:
+        raise ModelError(
+            f"attention_backend {name!r} cannot serve this model, which is {'an encoder' if needs.for_encoder else 'none'}; "
+            f"those that can are {', '.join(sorted(specs)) or 'none'}"
+        )
     backends = {key: spec.build() for key, spec in specs.items() if name in ("auto", key)}
     reasons = {key: backend.why_not(needs) for key, backend in backends.items()}
     usable = sorted((key for key in backends if not reasons[key]), key=lambda key: (-specs[key].priority, key))

@@ -33,6 +33,7 @@ class Batch:
     num_rows: int  # R
     max_query_len: int
     max_seq_len: int
+    token_types: Tensor | None = None  # [T] int64, segments of a pair; None where the model has none
     # set by the runner
     kv: tuple[Tensor, ...] = ()  # for each layer [num_blocks, *kv_shape]
     attention: Any = None  # what the attention backend's `prepare` gave
@@ -42,18 +43,30 @@ class RowArrays:
     """The executor's persistent arrays, one line a row; the plan's rows are their line numbers."""
 
     def __init__(
-        self, max_num_rows: int, max_model_len: int, block_size: int, num_groups: int, device: torch.device
+        self,
+        max_num_rows: int,
+        max_model_len: int,
+        block_size: int,
+        num_groups: int,
+        device: torch.device,
+        *,
+        with_token_types: bool = False,
     ) -> None:
         self.max_model_len = max_model_len
         self.block_size = block_size
         self.device = device
         # One column more than the context: the token sampled at its end has a place, though it is never an input.
         self.token_ids = zeros((max_num_rows, max_model_len + 1), torch.int32, device)
+        self.token_types = zeros((max_num_rows, max_model_len), torch.int32, device) if with_token_types else None
         width = -(-max_model_len // block_size) + 1
         self.block_tables = tuple(zeros((max_num_rows, width), torch.int32, device) for _ in range(num_groups))
 
-    def admit(self, row: int, token_ids: np.ndarray) -> None:
-        """Write a sequence's known tokens into its row."""
+    def admit(self, row: int, token_ids: np.ndarray, token_types: Sequence[int] = ()) -> None:
+        """Write a sequence's known tokens into its row; token types that are not given are 0."""
+        if self.token_types is not None:
+            types = torch.zeros(len(token_ids), dtype=torch.int32)
+            types[: len(token_types)] = torch.from_numpy(np.asarray(token_types, dtype=np.int32)[: len(token_ids)])
+            self.token_types[row, : len(types)].copy_(types, non_blocking=True)
         ids = torch.from_numpy(token_ids.astype(np.int32))
         self.token_ids[row, : len(ids)].copy_(ids, non_blocking=True)
 
@@ -93,11 +106,11 @@ class RowArrays:
             index = torch.repeat_interleave(counts, output_size=num_tokens)
             positions = torch.arange(num_tokens, device=self.device) + (starts - query_start[:-1])[index]
             token_rows = rows[index]
-        blocks = self.block_tables[0][token_rows, positions // self.block_size].long()
+        token_types = self.token_types[token_rows, positions].long() if self.token_types is not None else None
         return Batch(
             input_ids=self.token_ids[token_rows, positions].long(),
             positions=positions,
-            slot_mapping=blocks * self.block_size + positions % self.block_size,
+            slot_mapping=self._slots(token_rows, positions),
             rows=rows,
             seq_lens=(starts + counts).to(torch.int32),
             query_start=query_start.to(torch.int32),
@@ -106,7 +119,15 @@ class RowArrays:
             num_rows=num_rows,
             max_query_len=max_query_len,
             max_seq_len=int((columns[1] + columns[2]).max(initial=0)),
+            token_types=token_types,
         )
+
+    def _slots(self, token_rows: Tensor, positions: Tensor) -> Tensor:
+        """Each token's place in the KV pool; an encoder has none."""
+        if not self.block_tables:
+            return positions[:0]
+        blocks = self.block_tables[0][token_rows, positions // self.block_size].long()
+        return blocks * self.block_size + positions % self.block_size
 
     def append(self, rows: Tensor, positions: Tensor, token_ids: Tensor) -> None:
         """Write sampled tokens at their positions; the next step reads them from here."""
@@ -118,7 +139,7 @@ class RowArrays:
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros that cost no memory on a CPU until they are touched."""
-    if device.type != "cpu":
+    if device.type != "cpu" or 0 in shape:
         return torch.zeros(shape, dtype=dtype, device=device)
     num_bytes = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     return torch.from_numpy(np.zeros(num_bytes, np.uint8)).view(dtype).view(shape)

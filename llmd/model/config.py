@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,12 @@ from llmd.errors import ModelError
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 _DTYPES = ("float32", "float16", "bfloat16")
 _MAX_SIZE = 1 << 31
+_LABEL_ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none", "Softmax": "softmax"}
+_PROBLEM_ACTIVATIONS = {
+    "regression": "none",
+    "single_label_classification": "softmax",
+    "multi_label_classification": "sigmoid",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,6 +77,32 @@ class ArchitectureConfig:
         return self.max_position
 
     @property
+    def labels(self) -> tuple[str, ...]:
+        """A classifier's labels, in the order of its scores."""
+        named = self.raw.get("id2label")
+        if isinstance(named, Mapping) and named:
+            return tuple(str(named[key]) for key in sorted(named, key=_label_index))
+        count = _Keys(self.raw).integer("num_labels", 2)
+        return tuple(f"LABEL_{index}" for index in range(count))
+
+    @property
+    def label_activation(self) -> str:
+        """What turns a classifier's scores into what it was trained for: "sigmoid", "softmax" or "none"."""
+        sentences = self.raw.get("sentence_transformers")
+        named = sentences.get("activation_fn") if isinstance(sentences, Mapping) else None
+        named = named or self.raw.get("sbert_ce_default_activation_function")
+        if named is not None:
+            kind = str(named).rpartition(".")[2]
+            if kind not in _LABEL_ACTIVATIONS:
+                known = ", ".join(_LABEL_ACTIVATIONS)
+                raise ModelError(f"config.json: a cross-encoder's activation_fn must be one of {known}, got {named!r}")
+            return _LABEL_ACTIVATIONS[kind]
+        problem = self.raw.get("problem_type")
+        if problem in _PROBLEM_ACTIVATIONS:
+            return _PROBLEM_ACTIVATIONS[problem]
+        return "sigmoid" if len(self.labels) == 1 else "softmax"
+
+    @property
     def sliding_window(self) -> int | None:
         """The smallest window of any layer."""
         return min((window for window in self.windows if window is not None), default=None)
@@ -92,6 +124,8 @@ def read_config(folder: Path) -> ArchitectureConfig:
 
 def parse_config(raw: Mapping[str, Any]) -> ArchitectureConfig:
     """Turn config.json's content into an ArchitectureConfig."""
+    given, spell = raw, _SPELLINGS.get(str(raw.get("model_type")))
+    raw = spell(raw) if spell is not None else raw
     keys = _Keys(raw)
     num_heads = keys.integer("num_attention_heads")
     num_kv_heads = keys.integer("num_key_value_heads", num_heads)
@@ -128,7 +162,7 @@ def parse_config(raw: Mapping[str, Any]) -> ArchitectureConfig:
         eos_token_ids=keys.token_ids("eos_token_id"),
         dtype=_dtype(raw),
         quantization=_table(raw, "quantization_config"),
-        raw=raw,
+        raw=given,
     )
 
 
@@ -267,3 +301,45 @@ def _check_rope(rope: RopeConfig, key: str) -> None:
         raise ModelError(f"config.json: partial_rotary_factor must be above 0 and at most 1, got {rope.partial}")
     if rope.kind == "llama3" and not 0 < rope.low_freq_factor < rope.high_freq_factor:
         raise ModelError(f"config.json: {key} needs 0 < low_freq_factor < high_freq_factor")
+
+
+def _label_index(key: Any) -> int:
+    if not str(key).isdecimal():
+        raise ModelError(f"config.json: id2label must have numbers for keys, got {key!r}")
+    return int(key)
+
+
+def _spell_roberta(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Its positions begin behind the padding token's, so that the table is longer than the context."""
+    keys = _Keys(raw)
+    return {**raw, "max_position_embeddings": keys.integer("max_position_embeddings") - padding_index(raw) - 1}
+
+
+def padding_index(raw: Mapping[str, Any]) -> int:
+    """RoBERTa's padding token."""
+    return int(_Keys(raw).number("pad_token_id", 1.0))
+
+
+def _spell_modernbert(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`local_attention` is the whole window; each kind of layer has a rope of its own, of which this is the global one."""
+    keys = _Keys(raw)
+    ropes = _table(raw, "rope_parameters") or {}
+    every = keys.integer("global_attn_every_n_layers", 3)
+    kinds = [
+        "sliding_attention" if index % every else "full_attention" for index in range(keys.integer("num_hidden_layers"))
+    ]
+    return {
+        **raw,
+        "hidden_act": raw.get("hidden_activation", "gelu"),
+        "layer_types": raw.get("layer_types") or kinds,
+        "sliding_window": keys.integer("local_attention", 128) // 2,
+        "rope_parameters": ropes.get("full_attention") or {"rope_theta": keys.number("global_rope_theta", 160000.0)},
+    }
+
+
+_SPELLINGS: dict[str, Callable[[Mapping[str, Any]], Mapping[str, Any]]] = {
+    "roberta": _spell_roberta,
+    "xlm-roberta": _spell_roberta,
+    "camembert": _spell_roberta,
+    "modernbert": _spell_modernbert,
+}

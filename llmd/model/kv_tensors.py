@@ -102,6 +102,13 @@ def size_pool(num_bytes: int, block_bytes: int, block_size: int, context_length:
     return Sizes(num_blocks, min(wanted or context_length, room))
 
 
+def no_pool(context_length: int, wanted: int | None) -> Sizes:
+    """What a model that caches nothing has: the context that is wanted, as far as it was made for it."""
+    if wanted is not None and wanted > context_length:
+        raise ModelError(f"max_model_len {wanted} is beyond the model's context of {context_length} tokens")
+    return Sizes(0, wanted or context_length)
+
+
 def free_memory() -> int:
     """Bytes of host memory that are free for use, a container's limit included."""
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -9,7 +9,9 @@ So the peak is the weights and what one shard needs, whatever the number of shar
 
 from __future__ import annotations
 
+import ctypes
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -76,6 +78,7 @@ class LoadedModel:
     device: torch.device
     weights_bytes: int
     quantization: str | None
+    is_encoder: bool = False
 
 
 class Blueprint(NamedTuple):
@@ -86,21 +89,33 @@ class Blueprint(NamedTuple):
     device: torch.device
     backend: AttentionBackend
     backend_name: str
+    is_encoder: bool = False
 
 
 def plan_model(model: ModelConfig, path: Path, parts: ModelParts, *, block_size: int, kv_cache_dtype: str) -> Blueprint:
     """Read config.json and decide device, dtype and attention backend; touches no weights."""
     config = read_config(path)
-    _architecture_spec(config, parts)
+    encodes = is_encoder(config, parts)
     device = select_device(model.device)
     dtype = select_dtype(model.dtype, config, device)
-    needs = attention_needs(config, dtype, device, block_size=block_size, kv_cache_dtype=kv_cache_dtype)
+    needs = attention_needs(config, dtype, device, block_size=block_size, kv_cache_dtype=kv_cache_dtype, for_encoder=encodes)
     name, backend = select_backend(needs, parts.attention_backends, model.attention_backend, parts.select_attention_backend)
-    return Blueprint(config, dtype, device, backend, name)
+    return Blueprint(config, dtype, device, backend, name, encodes)
+
+
+def is_encoder(config: ArchitectureConfig, parts: ModelParts) -> bool:
+    """Whether each token attends to every other. Raises ModelError for an architecture that is not known."""
+    return bool(getattr(_architecture_spec(config, parts), "is_encoder", False))
 
 
 def attention_needs(
-    config: ArchitectureConfig, dtype: torch.dtype, device: torch.device, *, block_size: int, kv_cache_dtype: str
+    config: ArchitectureConfig,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    block_size: int,
+    kv_cache_dtype: str,
+    for_encoder: bool = False,
 ) -> AttentionNeeds:
     """What this model asks of an attention backend on this device."""
     return AttentionNeeds(
@@ -112,6 +127,7 @@ def attention_needs(
         block_size=block_size,
         sliding_window=config.sliding_window,
         kv_cache_dtype=kv_cache_dtype,
+        for_encoder=for_encoder,
     )
 
 
@@ -145,6 +161,7 @@ def load_model(
         fill(module, slots, checkpoint, report)
     finally:
         checkpoint.close()
+        _trim_heap()
     return LoadedModel(
         module=module,
         config=config,
@@ -154,7 +171,15 @@ def load_model(
         device=blueprint.device,
         weights_bytes=sum(slot.num_bytes for slot in slots.values()),
         quantization=quantization_name,
+        is_encoder=blueprint.is_encoder,
     )
+
+
+def _trim_heap() -> None:
+    """Give freed temporaries back to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 # --- decisions
@@ -303,9 +328,7 @@ def _match_names(module: nn.Module, slots: Mapping[str, Slot], infos: Mapping[st
     """Slots by their names in the checkpoint; every missing, extra or misshapen tensor is told at once."""
     if infos is None:
         return dict(slots)
-    wanted = dict(slots)
-    if not wanted.keys() & infos.keys():  # saved without the head: the names lack the base model's prefix
-        wanted = {name.removeprefix("model."): slot for name, slot in slots.items()}
+    wanted = _spelled(slots, infos, getattr(module, "weight_prefix", "model."), getattr(module, "weight_spellings", ()))
     ignored = getattr(module, "ignored_weights", ())
     absent = [name for name in wanted if name not in infos]
     if absent:
@@ -317,6 +340,20 @@ def _match_names(module: nn.Module, slots: Mapping[str, Slot], infos: Mapping[st
         if infos[name].shape != slot.slot.shape:
             raise _wrong_shape(name, infos[name].shape, slot.slot.shape, infos[name].file)
     return wanted
+
+
+def _spelled(
+    slots: Mapping[str, Slot], infos: Mapping[str, TensorInfo], prefix: str, spellings: Sequence[tuple[str, str]]
+) -> dict[str, Slot]:
+    """Slots by the names that this checkpoint uses: with the base model's prefix or saved without it, new or old words."""
+    bare = {name.removeprefix(prefix): slot for name, slot in slots.items()}
+    led = {name if name.startswith(prefix) else prefix + name: slot for name, slot in slots.items()}
+    best = max((dict(slots), bare, led), key=lambda names: len(names.keys() & infos.keys()))
+    found = {}
+    for name, slot in best.items():
+        older = (name.replace(new, old) for new, old in spellings if new in name and name not in infos)
+        found[next((other for other in older if other in infos), name)] = slot
+    return found
 
 
 def _wrong_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...], file: str = "") -> ModelError:

@@ -1,16 +1,14 @@
-"""What a step gives besides tokens: prompt log-probabilities, pooled vectors, and errors of single rows."""
+"""What a step gives besides tokens: prompt log-probabilities, and errors of single rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from llmd.engine.params import PoolingParams
 from llmd.engine.step import TokenLogprobs
 from llmd.model.sampler import prompt_logprobs
 
@@ -44,55 +42,6 @@ class PromptScorer:
         """This step's entries by row."""
         found, self._found = self._found, {}
         return found
-
-
-class _Sum(NamedTuple):
-    """Hidden states added up over the chunks of a prompt."""
-
-    total: Tensor  # [hidden_size] float32
-    num_tokens: int
-
-
-class Pooler:
-    """Pools hidden states of prompts: the last one, or the mean, which accumulates over chunks."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, _Sum] = {}
-        self._vectors: dict[int, Tensor] = {}
-
-    def admit(self, row: int) -> None:
-        """A sequence begins (again) in this row."""
-        self._sums.pop(row, None)
-
-    def release(self, row: int) -> None:
-        """The row is free."""
-        self._sums.pop(row, None)
-
-    def feed(self, row: int, hidden: Tensor, start: int, is_last: bool, params: PoolingParams) -> str | None:
-        """A chunk's hidden states [count, hidden_size] from position `start` on; what is wrong, or None."""
-        if params.dimensions is not None and params.dimensions > hidden.shape[1]:
-            return f"dimensions must be at most {hidden.shape[1]}, got {params.dimensions}" if is_last else None
-        if params.pooling == "mean":
-            total, num_tokens = self._sums.pop(row, _Sum(torch.zeros((), device=hidden.device), 0))
-            if num_tokens != start:
-                return "a mean needs every hidden state of the prompt, but its beginning was not computed"
-            sums = _Sum(total + hidden.float().sum(0), num_tokens + hidden.shape[0])
-            if not is_last:
-                self._sums[row] = sums
-                return None
-            vector = sums.total / sums.num_tokens
-        elif is_last:
-            vector = hidden[-1].float()
-        else:
-            return None
-        vector = vector[: params.dimensions]
-        self._vectors[row] = F.normalize(vector, dim=0) if params.normalize else vector.clone()
-        return None
-
-    def take(self) -> dict[int, Tensor]:
-        """This step's vectors by row, on the host."""
-        vectors, self._vectors = self._vectors, {}
-        return {row: vector.cpu() for row, vector in vectors.items()}
 
 
 def mask_logits(logits: Tensor, places: Sequence[int], bitmask: Bitmask) -> Tensor:

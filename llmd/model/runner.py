@@ -24,10 +24,11 @@ from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan, StepResult, TokenLogprobs
 from llmd.errors import ModelError
 from llmd.model.batch import Batch, RowArrays
-from llmd.model.kv_tensors import KVTensors, kv_dtype, pool_bytes, show, size_pool
+from llmd.model.kv_tensors import KVTensors, kv_dtype, no_pool, pool_bytes, show, size_pool
 from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
-from llmd.model.outputs import Pooler, PromptScorer, RowErrors, mask_logits
+from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
+from llmd.model.pooler import Head, Pooler
 from llmd.model.sampler import PendingTokens, Sampler, SamplerContext
 
 if TYPE_CHECKING:
@@ -106,8 +107,8 @@ class Runner:
         if blueprint.config.rope.kind == "dynamic" and wanted is not None:
             context = max(context, wanted)  # stretched as far as it is told to
         self._dtype = kv_dtype(self._cache.kv_cache_dtype, blueprint.dtype)
-        sizes = None
-        if blueprint.device.type == "cpu" or self._cache.kv_cache_bytes is not None:
+        sizes = no_pool(context, wanted) if blueprint.is_encoder else None
+        if sizes is None and (blueprint.device.type == "cpu" or self._cache.kv_cache_bytes is not None):
             # Known before the weights: a context that does not fit is told at once.
             sizes = size_pool(
                 pool_bytes(self._cache, blueprint.device),
@@ -150,12 +151,21 @@ class Runner:
         """Rows, pool and what reads them."""
         config, max_rows = self._model.config, self._scheduler.max_num_seqs
         self.max_model_len = max_model_len
-        shape = self._model.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
+        module: Any = self._model.module
+        num_groups = 0
+        shape: tuple[int, ...] = ()
+        if not self._model.is_encoder:
+            num_groups = 1
+            shape = self._model.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
         self.kv = KVTensors(num_blocks, config.num_layers, shape, self._dtype, self.device)
-        self.rows = RowArrays(max_rows, max_model_len, self._cache.block_size, 1, self.device)
+        with_types = getattr(module, "num_token_types", 1) > 1
+        self.rows = RowArrays(
+            max_rows, max_model_len, self._cache.block_size, num_groups, self.device, with_token_types=with_types
+        )
         self._sampler = self._build_sampler(max_rows, max_model_len)
-        self._scorer = PromptScorer(self._model.module.logits)  # type: ignore[arg-type]
-        self._pooler = Pooler()
+        self._scorer = PromptScorer(self.logits)
+        head = Head(module.classify, config.label_activation) if hasattr(module, "classify") else None
+        self._pooler = Pooler(getattr(module, "pooling", "last"), head)
         self._errors = RowErrors()
         self._params: dict[int, SamplingParams | PoolingParams] = {}
         self._num_prompt_tokens: dict[int, int] = {}
@@ -191,15 +201,21 @@ class Runner:
     def _num_profile_blocks(self) -> int:
         return -(-self._scheduler.max_num_batched_tokens // self._cache.block_size) + 1
 
+    @property
+    def _can_generate(self) -> bool:
+        return hasattr(self._model.module, "logits")
+
     def _warm_up(self) -> None:
         """A prompt and a decode step before anyone waits: kernels are compiled, thread pools and buffers exist."""
         block_size = self._cache.block_size
-        count = min(self._scheduler.max_num_batched_tokens, self.max_model_len - 1, self.kv.num_blocks * block_size - 1)
+        room = self.max_model_len if self._model.is_encoder else self.kv.num_blocks * block_size - 1
+        count = min(self._scheduler.max_num_batched_tokens, self.max_model_len - 1, room)
         if self.device.type == "cpu":
             count = min(count, 16)
         if count < 1:
             return
-        params = SamplingParams(temperature=0.0, max_tokens=2)
+        generates = self._can_generate
+        params = SamplingParams(temperature=0.0, max_tokens=2) if generates else PoolingParams()
         blocks = range(-(-(count + 1) // block_size))
         admit = RowAdmit(
             row=0, seq_id=0, request_id="warm-up", token_ids=(0,) * count, num_prompt_tokens=count, params=params, seed=0
@@ -207,10 +223,11 @@ class Runner:
         self.run(
             StepPlan(
                 step_id=-2, admitted=[admit], block_updates=[BlockUpdate(0, 0, 0, blocks)], rows=[0], starts=[0],
-                counts=[count], num_logits=[1], samples=[True],
+                counts=[count], num_logits=[int(generates)], samples=[generates],
             )
         )  # fmt: skip
-        self.run(StepPlan(step_id=-1, rows=[0], starts=[count], counts=[1], num_logits=[1], samples=[True]))
+        if generates:
+            self.run(StepPlan(step_id=-1, rows=[0], starts=[count], counts=[1], num_logits=[1], samples=[True]))
         self._release(0)
 
     def _info(self, elapsed_s: float) -> ExecutorInfo:
@@ -226,7 +243,12 @@ class Runner:
             max_num_seqs=self._scheduler.max_num_seqs,
             max_model_len=self.max_model_len,
             vocab_size=model.config.vocab_size,
-            kv_groups=(KVGroup(num_layers=model.config.num_layers),),
+            kv_groups=() if model.is_encoder else (KVGroup(num_layers=model.config.num_layers),),
+            needs_whole_prompts=model.is_encoder,
+            can_generate=self._can_generate,
+            pooling=getattr(model.module, "pooling", "last"),
+            embedding_size=model.config.hidden_size,
+            labels=model.config.labels if hasattr(model.module, "classify") else (),
             weights_bytes=model.weights_bytes,
             kv_bytes=self.kv.num_bytes,
             device=str(self.device),
@@ -301,7 +323,7 @@ class Runner:
             ids = ids[: self.max_model_len].clip(0, vocab_size - 1)
         self._params[admit.row] = admit.params
         self._num_prompt_tokens[admit.row] = admit.num_prompt_tokens
-        self.rows.admit(admit.row, ids)
+        self.rows.admit(admit.row, ids, admit.token_types)
         self._pooler.admit(admit.row)
         try:
             self._sampler.admit(admit)

@@ -12,6 +12,7 @@ import weakref
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,13 +20,17 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from llmd.config import Config
 from llmd.config_load import load_config
 from llmd.daemon import build_service, load_catalog, resolve_model
-from llmd.engine.params import PoolingParams, SamplingParams
+from llmd.engine.params import BeamSearchParams, PoolingParams, SamplingParams
+from llmd.engine.request import Prompt as TokenPrompt
 from llmd.engine.step import FinishReason
 from llmd.errors import InvalidRequest, Overloaded
 from llmd.flags import settings_of
 from llmd.flags_table import FLAGS
+from llmd.offline.beams import BeamSearchOutput, BeamSearchSequence, search_all
 from llmd.offline.loop import LoopThread, Progress
 from llmd.offline.outputs import (
+    ClassificationOutput,
+    ClassificationRequestOutput,
     CompletionOutput,
     EmbeddingOutput,
     EmbeddingRequestOutput,
@@ -34,9 +39,13 @@ from llmd.offline.outputs import (
     PoolingRequestOutput,
     RequestMetrics,
     RequestOutput,
+    ScoringOutput,
+    ScoringRequestOutput,
+    classification_output,
     embedding_output,
     pooling_output,
     request_output,
+    scoring_output,
 )
 
 if TYPE_CHECKING:
@@ -44,8 +53,9 @@ if TYPE_CHECKING:
     from llmd.text.stream import RequestStream, TextDelta
 
 __all__ = [
-    "LLM", "CompletionOutput", "EmbeddingOutput", "EmbeddingRequestOutput", "Logprob", "PoolingOutput",
-    "PoolingRequestOutput", "RequestMetrics", "RequestOutput",
+    "LLM", "BeamSearchOutput", "BeamSearchSequence", "ClassificationOutput", "ClassificationRequestOutput",
+    "CompletionOutput", "EmbeddingOutput", "EmbeddingRequestOutput", "Logprob", "PoolingOutput", "PoolingRequestOutput",
+    "RequestMetrics", "RequestOutput", "ScoringOutput", "ScoringRequestOutput",
 ]  # fmt: skip
 
 logger = logging.getLogger(__name__)
@@ -132,15 +142,35 @@ class LLM:
         ]
         return self._generate(self._jobs(rendered, sampling_params, add_special_tokens=False), use_tqdm, None)
 
+    def beam_search(
+        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False
+    ) -> list[BeamSearchOutput]:
+        """The likeliest continuations of each prompt, as Hugging Face's generate(num_beams=…) finds them."""
+        step = SamplingParams(temperature=0.0, max_tokens=1)
+        jobs = self._jobs(_as_list(prompts), step, add_special_tokens=True)
+        if not self._finalizer.alive:
+            raise RuntimeError("this LLM has been shut down")
+        token_ids = [job.token_ids for job in jobs]
+        max_at_once = self._max_in_flight // params.beam_width
+        return self._loop.call(search_all(self._service, token_ids, params, lambda: str(next(self._ids)), max_at_once))
+
     def encode(
         self,
         prompts: Prompt | Sequence[Prompt],
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         use_tqdm: bool | Callable[..., Any] = True,
+        *,
+        truncate_prompt_tokens: int | None = None,
+        prompt_name: str | None = None,
     ) -> list[PoolingRequestOutput]:
-        """A vector for each prompt, as an array."""
-        jobs = self._jobs(_as_list(prompts), pooling_params or PoolingParams(), add_special_tokens=True)
-        return self._run(jobs, use_tqdm, None, lambda job, stream, deltas: pooling_output(stream, deltas))
+        """What the model makes of each prompt, as an array: a vector, or a classifier's scores.
+
+        `truncate_prompt_tokens` cuts longer prompts (-1: to the context); `prompt_name` is one of the model's own prompts.
+        """
+        params = pooling_params or PoolingParams(task="classify" if self._service.pooling.labels else "embed")
+        given = _as_list(prompts)
+        make = partial(self._pooled_job, max_length=truncate_prompt_tokens, prompt_name=prompt_name)
+        return self._pool(self._checked(make, given, self._each(params, len(given))), use_tqdm)
 
     def embed(
         self,
@@ -148,9 +178,53 @@ class LLM:
         use_tqdm: bool | Callable[..., Any] = True,
         *,
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        truncate_prompt_tokens: int | None = None,
+        prompt_name: str | None = None,
     ) -> list[EmbeddingRequestOutput]:
         """A vector for each prompt, as a list of floats."""
-        return [embedding_output(pooled) for pooled in self.encode(prompts, pooling_params, use_tqdm)]
+        options: dict[str, Any] = {"truncate_prompt_tokens": truncate_prompt_tokens, "prompt_name": prompt_name}
+        pooled = self.encode(prompts, pooling_params or PoolingParams(), use_tqdm, **options)
+        return [embedding_output(output) for output in pooled]
+
+    def classify(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        use_tqdm: bool | Callable[..., Any] = True,
+        *,
+        pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[ClassificationRequestOutput]:
+        """Probabilities of a classifier's labels for each prompt."""
+        params = pooling_params or PoolingParams(task="classify")
+        pooled = self.encode(prompts, params, use_tqdm, truncate_prompt_tokens=truncate_prompt_tokens)
+        return [classification_output(output) for output in pooled]
+
+    def score(
+        self,
+        data_1: str | Sequence[str],
+        data_2: str | Sequence[str],
+        use_tqdm: bool | Callable[..., Any] = True,
+        *,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[ScoringRequestOutput]:
+        """How well two texts go together: by a cross-encoder, or as the cosine of the model's vectors.
+
+        One text on the left goes with every text on the right; otherwise there are as many of each.
+        """
+        left, right = ([data] if isinstance(data, str) else list(data) for data in (data_1, data_2))
+        if len(left) not in (1, len(right)):
+            raise ValueError(f"{len(left)} texts cannot be scored with {len(right)}: give one, or as many")
+        own = self._service.pooling
+        params = own.score_params()
+        if not own.is_cross_encoder:
+            pooled = self.encode([*left, *right], params, use_tqdm, truncate_prompt_tokens=truncate_prompt_tokens)
+            firsts, seconds = pooled[: len(left)], pooled[len(left) :]
+            pairs = zip(firsts * (len(right) if len(left) == 1 else 1), seconds, strict=True)
+            return [scoring_output(float(one.outputs.data @ two.outputs.data), one, two) for one, two in pairs]
+        texts = list(zip(left * (len(right) if len(left) == 1 else 1), right, strict=True))
+        make = partial(self._pair_job, max_length=truncate_prompt_tokens)
+        pooled = self._pool(self._checked(make, texts, [params] * len(texts)), use_tqdm)
+        return [scoring_output(float(output.outputs.data[0]), output) for output in pooled]
 
     def get_tokenizer(self) -> Any:
         """The model's tokenizer as transformers loads it."""
@@ -179,10 +253,15 @@ class LLM:
 
     def _jobs(self, prompts: Sequence[Prompt], params: Any, *, add_special_tokens: bool) -> list[_Job]:
         """Every prompt tokenized and checked; raises for the first that cannot be served."""
+        make = partial(self._job, add_special_tokens=add_special_tokens)
+        return self._checked(make, prompts, self._each(params, len(prompts)))
+
+    def _checked(self, make: Callable[[Any, Any], _Job], prompts: Sequence[Any], params: Sequence[Any]) -> list[_Job]:
+        """What `make` makes of each prompt and its params; an error names the prompt."""
         jobs = []
-        for index, (prompt, own) in enumerate(zip(prompts, self._each(params, len(prompts)), strict=True)):
+        for index, (prompt, own) in enumerate(zip(prompts, params, strict=True)):
             try:
-                jobs.append(self._job(prompt, own, add_special_tokens))
+                jobs.append(make(prompt, own))
             except InvalidRequest as error:
                 where = f"prompt {index}: " if len(prompts) > 1 else ""
                 raise InvalidRequest(where + error.message, param=error.param, code=error.code) from error
@@ -205,6 +284,22 @@ class LLM:
             token_ids = self._service.tokenizer.encode(text or "", add_special_tokens=add_special_tokens)
         checked = self._service.check(_plain_ids(token_ids), params, clip_max_tokens=True)
         return _Job(text, checked, params, cache_salt)
+
+    def _pooled_job(self, prompt: Prompt, params: PoolingParams, *, max_length: int | None, prompt_name: str | None) -> _Job:
+        text, token_ids, cache_salt = _parts(prompt)
+        given = _plain_ids(token_ids) if token_ids is not None else text or ""
+        made = self._service.pooling.make_prompt(given, max_length=max_length, prompt_name=prompt_name)
+        return self._made_job(text, made, params, cache_salt)
+
+    def _pair_job(self, pair: tuple[str, str], params: PoolingParams, *, max_length: int | None) -> _Job:
+        return self._made_job(None, self._service.pooling.make_pair(*pair, max_length=max_length), params, None)
+
+    def _made_job(self, text: str | None, made: TokenPrompt, params: PoolingParams, cache_salt: str | None) -> _Job:
+        params = self._service.pooling.params(params)
+        return _Job(text, self._service.check(made.token_ids, params), params, cache_salt, made.token_types)
+
+    def _pool(self, jobs: list[_Job], use_tqdm: Any) -> list[PoolingRequestOutput]:
+        return self._run(jobs, use_tqdm, None, lambda job, stream, deltas: pooling_output(stream, deltas))
 
     def _generate(self, jobs: list[_Job], use_tqdm: Any, priority: Sequence[int] | None) -> list[RequestOutput]:
         service = self._service
@@ -249,7 +344,8 @@ class LLM:
             try:
                 if isinstance(job.params, SamplingParams):
                     return await self._service.generate(job.token_ids, job.params, clip_max_tokens=True, **options)
-                return await self._service.embed(job.token_ids, job.params, **options)
+                prompt = TokenPrompt(job.token_ids, token_types=job.token_types)
+                return await self._service.embed(prompt, job.params, **options)
             except Overloaded:
                 await asyncio.sleep(_RETRY_S)
 
@@ -262,6 +358,7 @@ class _Job:
     token_ids: tuple[int, ...]
     params: SamplingParams | PoolingParams
     cache_salt: str | None
+    token_types: tuple[int, ...] = ()
 
 
 def _make_config(options: dict[str, Any]) -> Config:

@@ -109,6 +109,47 @@ class EmbeddingRequestOutput:
     num_cached_tokens: int = 0
 
 
+@dataclass(slots=True, kw_only=True)
+class ClassificationOutput:
+    """A prompt's probabilities, in the order of the model's labels."""
+
+    probs: list[float]
+
+    @property
+    def num_classes(self) -> int:
+        """How many labels there are."""
+        return len(self.probs)
+
+
+@dataclass(slots=True, kw_only=True)
+class ClassificationRequestOutput:
+    """A prompt and its probabilities."""
+
+    request_id: str
+    outputs: ClassificationOutput
+    prompt_token_ids: list[int]
+    finished: bool = True
+    num_cached_tokens: int = 0
+
+
+@dataclass(slots=True, kw_only=True)
+class ScoringOutput:
+    """How well two texts go together."""
+
+    score: float
+
+
+@dataclass(slots=True, kw_only=True)
+class ScoringRequestOutput:
+    """Two texts, as the tokens that were read, and their score."""
+
+    request_id: str
+    outputs: ScoringOutput
+    prompt_token_ids: list[int]
+    finished: bool = True
+    num_cached_tokens: int = 0
+
+
 def request_output(
     service: ModelService, stream: RequestStream, deltas: Sequence[TextDelta], prompt: str | None
 ) -> RequestOutput:
@@ -149,6 +190,26 @@ def embedding_output(pooled: PoolingRequestOutput) -> EmbeddingRequestOutput:
         outputs=EmbeddingOutput(embedding=[float(value) for value in pooled.outputs.data]),
         prompt_token_ids=pooled.prompt_token_ids,
         num_cached_tokens=pooled.num_cached_tokens,
+    )
+
+
+def classification_output(pooled: PoolingRequestOutput) -> ClassificationRequestOutput:
+    """The same as probabilities."""
+    return ClassificationRequestOutput(
+        request_id=pooled.request_id,
+        outputs=ClassificationOutput(probs=[float(value) for value in pooled.outputs.data]),
+        prompt_token_ids=pooled.prompt_token_ids,
+        num_cached_tokens=pooled.num_cached_tokens,
+    )
+
+
+def scoring_output(score: float, *read: PoolingRequestOutput) -> ScoringRequestOutput:
+    """The score of what was read: a pair at once, or two texts."""
+    return ScoringRequestOutput(
+        request_id=read[-1].request_id,
+        outputs=ScoringOutput(score=score),
+        prompt_token_ids=[token_id for part in read for token_id in part.prompt_token_ids],
+        num_cached_tokens=sum(part.num_cached_tokens for part in read),
     )
 
 

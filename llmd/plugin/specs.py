@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from llmd.config import ModelConfig
     from llmd.engine.executor import Executor, LoadProgress
     from llmd.engine.queue import WaitingQueue
-    from llmd.model.attention import AttentionBackend
     from llmd.model.loader import Checkpoint
     from llmd.model.logits import LogitsProcessor
     from llmd.model.quantization import Quantization

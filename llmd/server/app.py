@@ -52,6 +52,7 @@ class ServerContext:
     state: State = "loading"
     progress: LoadProgress = field(default_factory=lambda: LoadProgress("starting", 0.0))
     metrics: Metrics = field(default_factory=Metrics)
+    shared: dict[str, Any] = field(default_factory=dict)  # what a plugin's own routes and services share, by its name
 
     def __post_init__(self) -> None:
         self.metrics.models = self.models

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import orjson
 from aiohttp import web
 
+from llmd.engine.step import FinishReason
 from llmd.errors import InvalidRequest, LlmdError, ModelNotFound, NotReady, Overloaded
+
+if TYPE_CHECKING:
+    from llmd.server.app import ServerContext
 
 _HTTP_TYPES = {
     404: ("invalid_request_error", "not_found"),
@@ -53,6 +57,24 @@ class WireError(NamedTuple):
         """The JSON object of the answer, and of an error event in a stream."""
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return orjson.dumps({"error": fields}, default=repr)
+
+
+def refusal_of_end(context: ServerContext, reason: str | None, error: str | None) -> LlmdError | None:
+    """What a sequence's end is to its client where it is not one that an answer can tell.
+
+    A passed deadline is an error too, 504, streamed or not: a text that was cut off must not look like a whole one.
+    """
+    if reason == FinishReason.ERROR:
+        message = f"the generation failed: {error or 'unknown reason'}"
+        return RequestRefused(500, message, type="server_error", code="generation_failed")
+    if reason == FinishReason.TIMEOUT:
+        limit = context.config.server.request_timeout_s
+        return RequestRefused(504, f"the request took longer than {limit} s", type="timeout_error", code="timeout")
+    if reason == FinishReason.ABORT and error is not None:
+        return RequestRefused(503, error, type="server_error", code="aborted")
+    if reason == FinishReason.ABORT and context.state != "ready":
+        return NotReady(f"the server is {context.state}")
+    return None
 
 
 def _printable(text: str) -> str:

@@ -19,11 +19,14 @@ from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.queue import WaitingQueue
 from llmd.engine.request import Prompt, Request
 from llmd.errors import ConfigError, InvalidParams, InvalidRequest, NotReady
+from llmd.server.parsers import ModelParsers, ParserParts, choose_parsers, model_facts
+from llmd.server.pooling import Pooling
 from llmd.text.chat_template import ChatTemplate, load_override
 from llmd.text.defaults import GenerationDefaults, read_defaults
 from llmd.text.output import OutputProcessor
+from llmd.text.pooling import PoolingDefaults, read_pooling
 from llmd.text.stream import RequestStream
-from llmd.text.structured import GrammarContext, Grammars, constraint_of, select_compilers
+from llmd.text.structured import Constraint, GrammarContext, Grammars, constraint_of, select_compilers
 from llmd.text.tokenizer import ASYNC_FROM_LENGTH, Tokenizer, check_unicode
 
 logger = logging.getLogger(__name__)
@@ -46,10 +49,14 @@ class ModelService:
         executor: Executor,
         waiting: WaitingQueue,
         grammars: Mapping[str, Any] | None = None,
+        parsers: ModelParsers | None = None,
+        pooling: PoolingDefaults | None = None,
     ) -> None:
         self.names: tuple[str, ...] = model_config.served_model_name or (model_config.model,)
         self.config = model_config
         self.tokenizer, self.chat_template, self.defaults = tokenizer, chat_template, defaults
+        self.parsers = parsers or ModelParsers()
+        self.pooling = Pooling(self, pooling or PoolingDefaults())
         self.created_s = time.time()
         self.max_model_len = model_config.max_model_len or 0  # what the executor says, once it has loaded
         self.vocab_size = tokenizer.vocab_size
@@ -82,12 +89,13 @@ class ModelService:
         *,
         tokenizer_path: Path | None = None,
         grammars: Mapping[str, Any] | None = None,
+        parsers: ParserParts | None = None,
     ) -> ModelService:
         """Read the model's text files; blocks, so call it in a thread while others are served.
 
         `tokenizer_path` is where the files of model_config.tokenizer are, if that is no folder; `grammars` are the specs
-        of structured output by name. Raises ModelError and
-        ConfigError for files and values that cannot be used.
+        of structured output by name, `parsers` those of what models write. Raises ModelError and ConfigError for files and
+        values that cannot be used.
         """
         folder = tokenizer_path or (Path(model_config.tokenizer) if model_config.tokenizer else path)
         if not folder.is_dir():
@@ -100,7 +108,10 @@ class ModelService:
             max_bytes=config.limits.max_template_bytes,
         )
         defaults = read_defaults(path, tokenizer, model_config.generation_config, model_config.override_generation_config)
-        return cls(config, model_config, tokenizer, template, defaults, executor, waiting, grammars)
+        chosen = choose_parsers(parsers or ParserParts(), model_config, model_facts(model_config, path, template))
+        return cls(
+            config, model_config, tokenizer, template, defaults, executor, waiting, grammars, chosen, read_pooling(path)
+        )
 
     # --- life
 
@@ -117,6 +128,8 @@ class ModelService:
             self.state = "failed"
             raise
         self.max_model_len, self.vocab_size = info.max_model_len, info.vocab_size
+        if not info.can_generate:
+            self.max_model_len = self.pooling.max_length(info.max_model_len)
         self.eos_token_ids = tuple(token_id for token_id in self.defaults.eos_token_ids if token_id < info.vocab_size)
         if self.tokenizer.vocab_size > info.vocab_size:
             logger.warning(
@@ -179,16 +192,18 @@ class ModelService:
         cache_salt: str | None = None,
         add_special_tokens: bool = True,
         clip_max_tokens: bool = False,
+        constraint: Constraint | None = None,
     ) -> RequestStream:
         """Queue a request for tokens; read and close the stream. Nothing is left behind when this raises.
 
-        `clip_max_tokens` lets max_tokens reach past the context, where it ends anyway.
+        `clip_max_tokens` lets max_tokens reach past the context, where it ends anyway. `constraint` stands for
+        params.structured_outputs where it was not the request's own.
         """
         self._check_params(params)
         token_ids = await self._token_ids(prompt, params.n, add_special_tokens)
-        grammar = None
-        if params.structured_outputs is not None:
-            grammar = await self._grammars.compile(constraint_of(params.structured_outputs))
+        if constraint is None and params.structured_outputs is not None:
+            constraint = constraint_of(params.structured_outputs)
+        grammar = await self._grammars.compile(constraint) if constraint is not None else None
         request = Request(
             request_id=request_id,
             prompt=Prompt(token_ids),
@@ -205,7 +220,7 @@ class ModelService:
 
     async def embed(
         self,
-        prompt: str | Sequence[int],
+        prompt: str | Sequence[int] | Prompt,
         params: PoolingParams,
         *,
         request_id: str,
@@ -216,12 +231,14 @@ class ModelService:
         add_special_tokens: bool = True,
     ) -> RequestStream:
         """Queue a request for a vector: the stream's one delta has it in `pooled`."""
-        token_ids = await self._token_ids(prompt, 1, add_special_tokens)
+        types = prompt.token_types if isinstance(prompt, Prompt) else ()
+        given = prompt.token_ids if isinstance(prompt, Prompt) else prompt
+        token_ids = await self._token_ids(given, 1, add_special_tokens)
         self._check_length(len(token_ids), self.max_model_len)
         request = Request(
             request_id=request_id,
-            prompt=Prompt(token_ids),
-            params=params,
+            prompt=Prompt(token_ids, token_types=types),
+            params=self.pooling.params(params),
             namespace=self._namespace(key, cache_salt, None),
             key=key,
             priority=priority,
@@ -288,6 +305,14 @@ class ModelService:
                 param="prompt",
             )
         return token_ids
+
+    async def check_text(self, text: str, *, clips: bool = False) -> None:
+        """What `generate` and `embed` look at before a text is tokenized; `clips`: what is too long will be cut."""
+        if self.state != "ready":
+            raise NotReady(f"model {self.names[0]!r} is {self.state}")
+        check_unicode(text)
+        if not clips:
+            await self._check_text_length(text)
 
     async def _check_text_length(self, text: str) -> None:
         """Refuse a text that cannot fit however well it is tokenized: tokenizing it would take seconds."""

@@ -9,7 +9,7 @@ import secrets
 import time
 from array import array
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
@@ -18,9 +18,9 @@ from llmd.plugin.specs import RequestSummary
 from llmd.server.errors import WireError, error_response, wire_error
 
 if TYPE_CHECKING:
+    from llmd.engine.request import Request
     from llmd.server.app import ServerContext
     from llmd.server.auth import Principal
-    from llmd.text.stream import RequestStream
 
 logger = logging.getLogger("llmd.server")
 
@@ -31,6 +31,30 @@ CLIENT_LEFT = "abort"
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,128}")
 CLIENT_GONE = 499  # only ever logged: nobody is left to read it
 _MAX_GAPS = 65536
+
+
+class Generated(Protocol):
+    """What a receipt wants to know of each prompt: a RequestStream, a ChatStream, or what stands for several of them."""
+
+    @property
+    def request(self) -> Request:
+        """The request to the engine, for its prompt."""
+
+    @property
+    def queued_s(self) -> float | None:
+        """When it left the waiting queue."""
+
+    @property
+    def first_token_s(self) -> float | None:
+        """When its first token came."""
+
+    @property
+    def num_output_tokens(self) -> int:
+        """Tokens generated."""
+
+    @property
+    def num_cached_tokens(self) -> int:
+        """Prompt tokens found in the prefix cache."""
 
 
 class Receipt:
@@ -49,7 +73,7 @@ class Receipt:
         self.model = self.key = ""
         self.principal: Principal | None = None
         self.headers: dict[str, str] = {}  # put on the answer, streamed or not, an error or not
-        self.streams: list[RequestStream] = []
+        self.streams: list[Generated] = []
         self.finish_reasons: list[str] = []
         self.gaps_s = array("d")  # between two pieces of one sequence
         self.facts: dict[str, Any] = {"method": request.method}

@@ -10,11 +10,11 @@ import asyncio
 import json
 import logging
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from llmd.errors import InvalidRequest, ModelError, Overloaded
 from llmd.text.chat_files import read_templates
@@ -34,6 +34,9 @@ SPECIAL_NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token"
 ASYNC_FROM_LENGTH = 2000  # characters; shorter texts take less time than a hop to a thread and back is worth
 MAX_WAITING_ENCODES = 1024
 ENCODE_THREADS = 2
+
+
+T = TypeVar("T")
 
 
 class Tokenizer:
@@ -102,18 +105,45 @@ class Tokenizer:
         # `encode` of tokenizers reckons offsets, which takes as long again, and keeps the GIL all the while
         return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
+    def encode_parts(
+        self, text: str, other: str | None = None, *, max_length: int | None = None, max_other_length: int | None = None
+    ) -> Encoded:
+        """A text, or a pair of texts as the model was taught to read them, with special tokens.
+
+        More than `max_length` tokens are cut: off the end of the longer text, special tokens stay. Raises InvalidRequest.
+        """
+        for given in (text, other):
+            if given is not None:
+                check_unicode(given)
+        if isinstance(self._backend, SlowBackend):
+            return self._backend.encode_parts(text, other, max_length, max_other_length)
+        backend = self._backend
+        texts = [text] if other is None else [text, other]
+        parts = [backend.encode_batch_fast([part], add_special_tokens=False)[0] for part in texts]
+        if max_other_length is not None and other is not None:
+            parts[1].truncate(max_other_length)
+        if max_length is not None:
+            room = max(0, max_length - backend.num_special_tokens_to_add(other is not None))
+            for part, length in zip(parts, _shares([len(part.ids) for part in parts], room), strict=True):
+                part.truncate(length)
+        encoding = backend.post_process(*parts, add_special_tokens=True)
+        return Encoded(encoding.ids, encoding.type_ids)
+
     async def encode_async(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """As `encode`; a long text is encoded in a thread, so that the loop goes on."""
-        if len(text) < ASYNC_FROM_LENGTH:
-            return self.encode(text, add_special_tokens=add_special_tokens)
+        return await self.off_loop(len(text), partial(self.encode, text, add_special_tokens=add_special_tokens))
+
+    async def off_loop(self, length: int, call: Callable[[], T]) -> T:
+        """The result of a call that encodes `length` characters; made in a thread where they are many."""
+        if length < ASYNC_FROM_LENGTH:
+            return call()
         if self._num_waiting >= MAX_WAITING_ENCODES:
             raise Overloaded(f"{self._num_waiting} long prompts wait to be tokenized", retry_after_s=1.0)
         if self._threads is None:
             self._threads = ThreadPoolExecutor(ENCODE_THREADS, thread_name_prefix="llmd-encode")
         self._num_waiting += 1
         try:
-            encode = partial(self.encode, text, add_special_tokens=add_special_tokens)
-            return await asyncio.get_running_loop().run_in_executor(self._threads, encode)
+            return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         finally:
             self._num_waiting -= 1
 
@@ -181,6 +211,21 @@ class Tokenizer:
         )
 
 
+class Encoded(NamedTuple):
+    """Token ids, and which of the texts each belongs to as the model was taught it."""
+
+    token_ids: list[int]
+    token_types: list[int]
+
+
+def _shares(lengths: Sequence[int], room: int) -> list[int]:
+    """What is kept of each text when they must fit together: the longer one is cut first."""
+    if sum(lengths) <= room or len(lengths) == 1:
+        return [min(length, room) for length in lengths]
+    shorter = min(min(lengths), room // 2)
+    return [shorter if index == lengths.index(min(lengths)) else room - shorter for index in range(2)]
+
+
 class SlowBackend:
     """A tokenizer of transformers, through the methods of tokenizers.Tokenizer that we use. `rust` is set if it has one."""
 
@@ -192,6 +237,19 @@ class SlowBackend:
     def encode(self, text: str, add_special_tokens: bool) -> list[int]:
         """Token ids."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
+
+    def encode_parts(self, text: str, other: str | None, max_length: int | None, max_other_length: int | None) -> Encoded:
+        """As Tokenizer has it."""
+        limit: dict[str, Any] = {}
+        if max_length is not None:
+            limit = {"max_length": max_length, "truncation": "longest_first"}
+        if other is not None and max_other_length is not None:
+            excess = len(self.encode(other, False)) - max_other_length
+            length = len(self._tokenizer(text, other)["input_ids"]) - excess
+            if excess > 0 and (max_length is None or length <= max_length):
+                limit = {"max_length": length, "truncation": "only_second"}
+        encoding = self._tokenizer(text, other, return_token_type_ids=True, **limit)
+        return Encoded(list(encoding["input_ids"]), list(encoding["token_type_ids"]))
 
     def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
         """The text."""

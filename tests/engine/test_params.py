@@ -49,8 +49,8 @@ def test_lists_and_strings_are_stored_as_tuples():
     assert not SamplingParams().is_greedy
 
 
-def test_pooling_is_last_or_mean():
-    with pytest.raises(InvalidParams, match="'last' or 'mean'"):
+def test_pooling_is_one_of_those_that_are_served():
+    with pytest.raises(InvalidParams, match="one of last, cls, mean, max"):
         PoolingParams(pooling="median")
     with pytest.raises(InvalidParams, match="dimensions"):
         PoolingParams(dimensions=0)

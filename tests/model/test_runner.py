@@ -77,7 +77,9 @@ def hidden_states(model, token_ids):
 @pytest.mark.parametrize(
     "params",
     [PoolingParams(), PoolingParams(pooling="mean"), PoolingParams(pooling="mean", normalize=False),
-     PoolingParams(dimensions=17)],
+     PoolingParams(dimensions=17), PoolingParams(pooling="cls"), PoolingParams(pooling="max"),
+     PoolingParams(pooling="mean_sqrt_len", normalize=False), PoolingParams(pooling="all"),
+     PoolingParams(pooling="all", normalize=False, dimensions=9)],
     ids=str,
 )  # fmt: skip
 def test_pooling(driver, model, params, chunks):
@@ -85,9 +87,13 @@ def test_pooling(driver, model, params, chunks):
     *first, last = [driver.step([(sequence, chunk)]) for chunk in chunks]
     assert all(not result.pooled for result in first)
     hidden = hidden_states(model, sequence.tokens)
-    expected = (hidden[-1] if params.pooling == "last" else hidden.mean(0))[: params.dimensions]
-    if params.normalize:
-        expected = expected / expected.norm()
+    pooled = {
+        "mean": hidden.mean(0), "cls": hidden[0], "max": hidden.amax(0), "mean_sqrt_len": hidden.sum(0) / 23**0.5,
+        "all": hidden,
+    }  # fmt: skip
+    expected = pooled.get(params.pooling, hidden[-1])[..., : params.dimensions]
+    if params.normalize is not False:
+        expected = expected / expected.norm(dim=-1, keepdim=True)
     vector = last.pooled[sequence.row]
     assert vector.dtype == np.float32
     np.testing.assert_allclose(vector, expected.numpy(), atol=1e-5)
@@ -106,6 +112,13 @@ def test_a_mean_without_its_beginning_is_an_error(driver):
     sequence.computed = 4
     result = driver.step([(sequence, 5)])
     assert "every hidden state" in result.errors[sequence.row]
+    assert not result.pooled
+
+
+def test_a_model_without_a_head_does_not_classify(driver):
+    sequence = driver.sequence([1, 2], PoolingParams(task="classify"))
+    result = driver.step([(sequence, 2)])
+    assert "no classification head" in result.errors[sequence.row]
     assert not result.pooled
 
 

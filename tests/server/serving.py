@@ -22,6 +22,7 @@ from llmd.engine.step import FinishReason, TokenLogprobs
 from llmd.errors import InvalidRequest
 from llmd.plugin.specs import AuthenticatorSpec
 from llmd.server.app import ServerContext, create_app, make_runner
+from llmd.server.parsers import ModelParsers
 from llmd.text.stream import RequestStream, TextDelta
 
 VOCAB = 1000
@@ -30,10 +31,16 @@ VOCAB = 1000
 class FakeTokenizer:
     """One token a word; its id is made of the word, so that text and ids go both ways."""
 
-    vocab_size = VOCAB
+    vocab_size, added_tokens = VOCAB, {}
 
     def __init__(self) -> None:
         self.words = {}
+
+    def token_to_id(self, token: str) -> int | None:
+        return None
+
+    def detokenizer(self, prompt: list[int], *, skip_special_tokens: bool = True) -> Any:
+        return SimpleNamespace(feed=lambda token_ids: " " + self.decode(token_ids), finish=lambda: "")
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         ids = [1] if add_special_tokens else []
@@ -158,6 +165,7 @@ class FakeService:
     state: str = "ready"
     progress: LoadProgress = field(default_factory=lambda: LoadProgress("shard 3/8", 0.375))
     max_model_len: int = 64
+    eos_token_ids: tuple[int, ...] = ()
     created_s: float = 1700000000.0
     step_s: float = 0.0
     max_words: int | None = None
@@ -168,6 +176,7 @@ class FakeService:
     defaults: dict[str, Any] = field(default_factory=dict)
     chat_template: Any = field(default_factory=lambda: SimpleNamespace(templates={"default": "{{ messages }}"}))
     engine: FakeEngine = field(default_factory=FakeEngine)
+    parsers: ModelParsers = field(default_factory=ModelParsers)
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     requests: list[Request] = field(default_factory=list)
     closed: list[RequestStream] = field(default_factory=list)
@@ -186,7 +195,7 @@ class FakeService:
         return text, text.encode()
 
     async def generate(self, prompt, params, *, request_id, priority=0, timeout_s=None, key="", cache_salt=None,
-                       add_special_tokens=True) -> RequestStream:  # fmt: skip
+                       add_special_tokens=True, clip_max_tokens=False, constraint=None) -> RequestStream:  # fmt: skip
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         if not prompt:

@@ -10,6 +10,7 @@ import torch
 from llmd_kernels import native
 from llmd_kernels.int8_linear import cpu, reference
 
+_ROWS_AT_ONCE = 256
 _MAX_DEPTH = 1 << 16  # 255 · 127 · depth must fit 32 bits
 
 
@@ -33,7 +34,11 @@ def int8_linear(
 
 def quantize_channels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """[N, K] → int8 [N, K], float32 scales [N] with weight ≈ int8 · scale, and the int32 sums [N] of the int8 rows."""
-    wide = weight.float()
-    scale = (wide.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.float32).tiny)
-    quantized = (wide / scale.unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
+    quantized = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    scale = torch.empty(weight.shape[0], dtype=torch.float32, device=weight.device)
+    for start in range(0, weight.shape[0], _ROWS_AT_ONCE):  # float32 copies of a few rows, not of the whole weight
+        part = slice(start, start + _ROWS_AT_ONCE)
+        wide = weight[part].float()
+        scale[part] = (wide.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.float32).tiny)
+        quantized[part] = (wide / scale[part].unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8)
     return quantized, scale, quantized.sum(1, dtype=torch.int32)

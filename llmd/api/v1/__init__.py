@@ -23,8 +23,10 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.engine.executor import LoadProgress as LoadProgress
     from llmd.engine.grammar import CompiledGrammar as CompiledGrammar
     from llmd.engine.grammar import GrammarMatcher as GrammarMatcher
+    from llmd.engine.params import BeamSearchParams as BeamSearchParams
     from llmd.engine.params import PoolingParams as PoolingParams
     from llmd.engine.params import SamplingParams as SamplingParams
+    from llmd.engine.params import StructuredOutputsParams as StructuredOutputsParams
     from llmd.engine.queue import WaitingQueue as WaitingQueue
     from llmd.engine.request import Prompt as Prompt
     from llmd.engine.request import Request as Request
@@ -48,6 +50,7 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.errors import Overloaded as Overloaded
     from llmd.errors import StepFailed as StepFailed
     from llmd.model.attention import AttentionBackend as AttentionBackend
+    from llmd.model.attention import EncoderAttentionBackend as EncoderAttentionBackend
     from llmd.model.batch import Batch as Batch
     from llmd.model.config import ArchitectureConfig as ArchitectureConfig
     from llmd.model.executor import ThreadExecutor as ThreadExecutor
@@ -97,11 +100,24 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.server.auth import KeySet as KeySet
     from llmd.server.auth import Principal as Principal
     from llmd.server.auth import bearer_token as bearer_token
+    from llmd.server.beam import beam_chat as beam_chat
+    from llmd.server.beam import beam_search as beam_search
+    from llmd.server.beam import beam_text as beam_text
     from llmd.server.body import read_json_object as read_json_object
+    from llmd.server.chat import ChatStream as ChatStream
+    from llmd.server.chat import open_chat as open_chat
+    from llmd.server.chat_plan import render_conversation as render_conversation
+    from llmd.server.chat_types import ChatAnswer as ChatAnswer
+    from llmd.server.chat_types import ChatCall as ChatCall
+    from llmd.server.chat_types import ChatDelta as ChatDelta
+    from llmd.server.chat_types import ToolCall as ToolCall
     from llmd.server.errors import RequestRefused as RequestRefused
     from llmd.server.errors import json_response as json_response
+    from llmd.server.errors import refusal_of_end as refusal_of_end
     from llmd.server.errors import wire_error as wire_error
     from llmd.server.generate import ModelService as ModelService
+    from llmd.server.local import LocalAnswer as LocalAnswer
+    from llmd.server.local import LocalClient as LocalClient
     from llmd.server.middleware import Receipt as Receipt
     from llmd.server.middleware import receipt_of as receipt_of
     from llmd.server.openapi import error_responses as error_responses
@@ -184,8 +200,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ServerConfig",
     ),
     "llmd.engine.params": (
+        "BeamSearchParams",
         "PoolingParams",
         "SamplingParams",
+        "StructuredOutputsParams",
     ),
     "llmd.engine.request": (
         "Prompt",
@@ -234,7 +252,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "new_short_call_id",
     ),
     "llmd.text.stream": ("RequestStream",),
-    "llmd.model.attention": ("AttentionBackend",),
+    "llmd.model.attention": (
+        "AttentionBackend",
+        "EncoderAttentionBackend",
+    ),
     "llmd.model.batch": ("Batch",),
     "llmd.model.config": ("ArchitectureConfig",),
     "llmd.model.executor": ("ThreadExecutor",),
@@ -277,13 +298,34 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Principal",
         "bearer_token",
     ),
+    "llmd.server.beam": (
+        "beam_chat",
+        "beam_search",
+        "beam_text",
+    ),
     "llmd.server.body": ("read_json_object",),
+    "llmd.server.chat": (
+        "ChatStream",
+        "open_chat",
+    ),
+    "llmd.server.chat_plan": ("render_conversation",),
+    "llmd.server.chat_types": (
+        "ChatAnswer",
+        "ChatCall",
+        "ChatDelta",
+        "ToolCall",
+    ),
     "llmd.server.errors": (
         "RequestRefused",
         "json_response",
+        "refusal_of_end",
         "wire_error",
     ),
     "llmd.server.generate": ("ModelService",),
+    "llmd.server.local": (
+        "LocalAnswer",
+        "LocalClient",
+    ),
     "llmd.server.middleware": (
         "Receipt",
         "receipt_of",

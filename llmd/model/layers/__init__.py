@@ -10,11 +10,11 @@ import torch
 
 from llmd.errors import ModelError
 from llmd.model.config import ArchitectureConfig, RopeConfig
-from llmd.model.layers.activation import gated_activation
-from llmd.model.layers.attention import Attention
+from llmd.model.layers.activation import gated_activation, plain_activation
+from llmd.model.layers.attention import Attention, EncoderAttention
 from llmd.model.layers.embedding import Embedding, LMHead
 from llmd.model.layers.linear import Linear, Part
-from llmd.model.layers.norm import RMSNorm
+from llmd.model.layers.norm import LayerNorm, RMSNorm
 from llmd.model.layers.parameters import Layer, Shard, Slice, WeightSlot
 from llmd.model.layers.rotary import Rotary
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from llmd.model.attention import AttentionBackend
 
 __all__ = [
-    "Attention", "Embedding", "LMHead", "Layer", "Layers", "Linear", "Part", "RMSNorm", "Rotary", "Shard", "Slice",
-    "WeightSlot",
+    "Attention", "Embedding", "EncoderAttention", "LMHead", "Layer", "LayerNorm", "Layers", "Linear", "Part", "RMSNorm",
+    "Rotary", "Shard", "Slice", "WeightSlot",
 ]  # fmt: skip
 
 
@@ -50,9 +50,10 @@ class Layers:
         self.num_kv_heads = max(1, config.num_kv_heads // self.shard.world)  # of this rank
         self._rotaries: dict[tuple[RopeConfig, int], Rotary] = {}
 
-    def embedding(self) -> Embedding:
-        """The token table."""
-        return Embedding(self.config.vocab_size, self.config.hidden_size, dtype=self.dtype, device=self.device)
+    def embedding(self, num_entries: int | None = None) -> Embedding:
+        """The token table, or one of `num_entries` for positions or token types."""
+        num_entries = num_entries or self.config.vocab_size
+        return Embedding(num_entries, self.config.hidden_size, dtype=self.dtype, device=self.device)
 
     def lm_head(self, embedding: Embedding) -> LMHead:
         """Logits, from the embedding's own table where the checkpoint ties them."""
@@ -63,16 +64,20 @@ class Layers:
         """RMSNorm over the hidden size, or over `size`."""
         return RMSNorm(size or self.config.hidden_size, self.config.rms_norm_eps, dtype=self.dtype, device=self.device)
 
+    def layer_norm(self, eps: float, *, bias: bool = True) -> LayerNorm:
+        """LayerNorm over the hidden size."""
+        return LayerNorm(self.config.hidden_size, eps, bias=bias, dtype=self.dtype, device=self.device)
+
     def linear(self, in_features: int, out_features: int, *, bias: bool = False) -> Linear:
         """A linear that every rank holds whole."""
         return self._linear([Part("", Slice.of(out_features, None, ""))], Slice.of(in_features, None, ""), bias)
 
-    def qkv(self, *, bias: bool = False) -> Linear:
-        """q_proj, k_proj and v_proj in one; its output is cut by `split_qkv`."""
+    def qkv(self, *, bias: bool = False, names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj")) -> Linear:
+        """The three projections of the checkpoint, as it names them, in one; its output is cut by `split_qkv`."""
         config, shard = self.config, self.shard
         q = Slice.of(config.num_heads * config.head_dim, shard, "num_attention_heads * head_dim")
         kv = self._kv_rows()
-        parts = [Part("q_proj", q), Part("k_proj", kv), Part("v_proj", kv)]
+        parts = [Part(names[0], q), Part(names[1], kv), Part(names[2], kv)]
         return self._linear(parts, Slice.of(config.hidden_size, None, ""), bias)
 
     def split_qkv(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -91,6 +96,12 @@ class Layers:
         """act(gate) · up."""
         return gated_activation(self.config.hidden_act)
 
+    def plain_activation(
+        self, name: str | None = None, *, key: str = "hidden_act"
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """act alone: config.hidden_act, or `name` as config.json has it under `key`."""
+        return plain_activation(name or self.config.hidden_act, key)
+
     def output(self, in_features: int, *, bias: bool = False) -> Linear:
         """Back to the hidden size from features that are split among the ranks."""
         return self._linear(
@@ -100,9 +111,9 @@ class Layers:
             reduce=self.shard if self.shard.world > 1 else None,
         )
 
-    def rotary(self) -> Rotary:
-        """The model's rotary embedding; its table is made once."""
-        key = (self.config.rope, self.config.head_dim)
+    def rotary(self, rope: RopeConfig | None = None) -> Rotary:
+        """The model's rotary embedding, or another where layers differ; each table is made once."""
+        key = (rope or self.config.rope, self.config.head_dim)
         if key not in self._rotaries:
             self._rotaries[key] = Rotary(*key, self.max_model_len, self.device)
         return self._rotaries[key]
@@ -111,6 +122,10 @@ class Layers:
         """Attention of layer `index`."""
         window = self.config.windows[index] if self.config.windows else None
         return Attention(self.backend, index, scale or self.config.head_dim**-0.5, window)
+
+    def encoder_attention(self, *, window: int | None = None) -> EncoderAttention:
+        """Attention among all tokens of a sequence, or those at most `window` away."""
+        return EncoderAttention(self.backend, self.config.head_dim**-0.5, window)  # type: ignore[arg-type]
 
     def _kv_rows(self) -> Slice:
         """Key or value rows of this rank; with more ranks than heads, several ranks hold the same head."""

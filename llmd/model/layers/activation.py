@@ -1,4 +1,4 @@
-"""Activations of gated MLPs."""
+"""Activations of MLPs, gated and plain."""
 
 from __future__ import annotations
 
@@ -21,6 +21,19 @@ def _gelu_mul(x: torch.Tensor) -> torch.Tensor:
     return F.gelu(gate) * up
 
 
+def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+_PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "gelu": F.gelu,
+    "gelu_new": _gelu_tanh,
+    "gelu_pytorch_tanh": _gelu_tanh,
+    "relu": F.relu,
+    "silu": F.silu,
+    "swish": F.silu,
+    "tanh": torch.tanh,
+}
 _GATED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": silu_mul,
     "swish": silu_mul,
@@ -34,3 +47,10 @@ def gated_activation(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
     if name not in _GATED:
         raise ModelError(f"config.json: hidden_act must be one of {', '.join(_GATED)}, got {name!r}")
     return _GATED[name]
+
+
+def plain_activation(name: str, key: str = "hidden_act") -> Callable[[torch.Tensor], torch.Tensor]:
+    """act over [T, D]; `key` is where config.json names it."""
+    if name not in _PLAIN:
+        raise ModelError(f"config.json: {key} must be one of {', '.join(_PLAIN)}, got {name!r}")
+    return _PLAIN[name]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from llmd.model.attention import AttentionBackend
+    from llmd.model.attention import AttentionBackend, EncoderAttentionBackend
     from llmd.model.batch import Batch
 
 
@@ -23,4 +23,18 @@ class Attention:
     def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch) -> torch.Tensor:
         """q [T, H, D], k and v [T, K, D] → [T, H·D]."""
         mixed = self.backend.forward(q, k, v, batch.kv[self.index], batch.attention, scale=self.scale, window=self.window)
+        return mixed.view(q.shape[0], -1)
+
+
+class EncoderAttention:
+    """Attends among the tokens of each sequence; `window`: how far a token sees to either side."""
+
+    def __init__(self, backend: EncoderAttentionBackend, scale: float, window: int | None) -> None:
+        self.backend = backend
+        self.scale = scale
+        self.window = window
+
+    def __call__(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """q [T, H, D], k and v [T, K, D] → [T, H·D]."""
+        mixed = self.backend.forward(q, k, v, batch.attention, scale=self.scale, window=self.window)
         return mixed.view(q.shape[0], -1)

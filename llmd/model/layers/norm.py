@@ -1,8 +1,9 @@
-"""RMSNorm, with the residual addition folded in."""
+"""RMSNorm, with the residual addition folded in, and LayerNorm."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 
 from llmd.model.layers.parameters import Layer
 from llmd_kernels.rms_norm import add_rms_norm, rms_norm
@@ -28,3 +29,23 @@ class RMSNorm(Layer):
         if residual is None:
             return rms_norm(x, self.weight, self.eps), x
         return add_rms_norm(x, residual, self.weight, self.eps)
+
+
+class LayerNorm(Layer):
+    """(x - mean) / std · weight + bias over the last dim."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+    def __init__(self, size: int, eps: float, *, bias: bool, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        self.eps = eps
+        self.device = device
+        self.add_parameter("weight", (size,), dtype)
+        self.register_parameter("bias", None)
+        if bias:
+            self.add_parameter("bias", (size,), dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalise x [..., size]."""
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

@@ -79,7 +79,12 @@ class Blocks:
         return {"type": "content_block_delta", "index": self._index, "delta": {"type": kind, name: value}}
 
 
-_ADDS = {"text_delta": "text", "thinking_delta": "thinking", "signature_delta": "signature", "input_json_delta": "partial_json"}
+_ADDS = {
+    "text_delta": "text",
+    "thinking_delta": "thinking",
+    "signature_delta": "signature",
+    "input_json_delta": "partial_json",
+}
 
 
 def content_of(events: list[Event]) -> list[dict[str, Any]]:

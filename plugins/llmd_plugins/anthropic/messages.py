@@ -183,7 +183,8 @@ def _said(blocks: list[dict[str, Any]]) -> dict[str, Any]:
         message["reasoning_content"] = "".join(block["thinking"] for block in thoughts)
     if uses := by_kind.get("tool_use"):
         message["tool_calls"] = [
-            {"id": use["id"], "type": "function", "function": {"name": use["name"], "arguments": use["input"]}} for use in uses
+            {"id": use["id"], "type": "function", "function": {"name": use["name"], "arguments": use["input"]}}
+            for use in uses
         ]
     return message
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,9 @@ WHITESPACE = r"[ \t]|\r?\n[ \t]{0,32}"
 JSON_OPTIONS: Any = {"whitespace_pattern": WHITESPACE}
 
 
+LEXER_FUEL = 100_000  # a tenth of the library's own: a regex of a thousand thousands is refused within milliseconds
+
+
 class LlguidanceCompiler:
     """Compiles for one tokenizer."""
 
@@ -31,15 +35,19 @@ class LlguidanceCompiler:
         )
 
     def compile(self, kind: str, source: str) -> CompiledGrammar:
-        """Compile and compute the first mask, so that what is too complex fails here and not in a step."""
+        """Compile and take a step, so that what is too complex fails here and not while others wait."""
         from llguidance import LLMatcher, LLParserLimits
 
-        limits = LLParserLimits(verbose_errors=False)
+        limits = LLParserLimits(verbose_errors=False, initial_lexer_fuel=LEXER_FUEL)
         matcher = LLMatcher(self._tokenizer, _grammar(kind, source), log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.deep_copy().compute_bitmask()
-        if matcher.is_error():
-            raise ValueError(matcher.get_error().strip())
+        probe = matcher.deep_copy()
+        if not probe.is_error():
+            allowed = int.from_bytes(probe.compute_bitmask(), "little")
+            first = (allowed & -allowed).bit_length() - 1
+            if first >= 0 and not probe.is_error():
+                probe.consume_tokens([first])
+        if probe.is_error():
+            raise ValueError(_reason(probe.get_error()))
         return LlguidanceGrammar(matcher)
 
 
@@ -102,7 +110,15 @@ def _grammar(kind: str, source: str) -> str:
         return LLMatcher.grammar_from_json_schema(source if kind == "json" else '{"type": "object"}', defaults=JSON_OPTIONS)
     if kind == "structural_tag":
         return _structural_tag(json.loads(source))
-    return grammar_from({"grammar": "grammar", "regex": "regex", "choice": "choice"}[kind], source)  # type: ignore[arg-type]
+    if kind == "choice":  # one expression: as rules, thousands of them are more than the parser looks at
+        kind, source = "regex", "|".join(re.escape(choice) for choice in json.loads(source))
+    return grammar_from("regex" if kind == "regex" else "grammar", source)
+
+
+def _reason(error: str) -> str:
+    """The library's message without its marks; one of them means that the grammar has no words."""
+    text = error.replace("<non-verbose/>", "").strip()
+    return "nothing follows it" if text == "NoExtensionBias" else text
 
 
 def _structural_tag(tag: dict[str, Any]) -> str:

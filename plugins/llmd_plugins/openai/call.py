@@ -12,22 +12,25 @@ from aiohttp import web
 
 from llmd.api.v1 import (
     EventStream,
-    FinishReason,
     InvalidParams,
     InvalidRequest,
-    NotReady,
-    RequestRefused,
+    open_chat,
     receipt_of,
+    refusal_of_end,
     sse_event,
     wire_error,
 )
+from llmd_plugins.openai.constraints import structured_of
 
 if TYPE_CHECKING:
     from llmd.api.v1 import (
+        ChatAnswer,
+        ChatCall,
+        ChatDelta,
+        ChatStream,
         LimitsConfig,
         ModelService,
         Receipt,
-        RequestStream,
         SamplingParams,
         ServerContext,
         TextDelta,
@@ -47,6 +50,7 @@ def check_limits(limits: LimitsConfig, overrides: dict[str, Any]) -> None:
     """What the operator bounds; everything else is checked by SamplingParams."""
     bounds = {
         "n": limits.max_n,
+        "best_of": limits.max_n,
         "logprobs": limits.max_logprobs,
         "prompt_logprobs": limits.max_logprobs,
         "max_tokens": limits.max_output_tokens,
@@ -61,8 +65,26 @@ def sampling_params(service: ModelService, limits: LimitsConfig, request: Genera
     """The request's own fields and `changes`, over the model's defaults. Raises InvalidRequest."""
     overrides = {name: getattr(request, name) for name in _SAMPLING if getattr(request, name) is not None}
     overrides.update(changes)
-    check_limits(limits, overrides)
+    check_limits(limits, {**overrides, "best_of": request.best_of})
+    if (structured := structured_of(request)) is not None:
+        overrides["structured_outputs"] = structured[1]
+    if (request.best_of or 0) > (request.n or 1):
+        overrides["n"] = request.best_of
+        overrides.setdefault("logprobs", 0)  # to rank them by
     return service.sampling_params(overrides)
+
+
+def best(answers: Sequence[Any], num: int) -> list[Any]:
+    """The `num` answers with the highest mean log-probability a token, counted anew."""
+
+    def mean(answer: Any) -> float:
+        logprobs = answer.logprobs or ()
+        return sum(entry.logprob for entry in logprobs) / len(logprobs) if logprobs else float("-inf")
+
+    chosen = sorted(answers, key=mean, reverse=True)[:num]
+    for index, answer in enumerate(chosen):
+        answer.index = index
+    return chosen
 
 
 class Call:
@@ -78,7 +100,9 @@ class Call:
             self.receipt.rename(body.request_id)
         self.id = f"{prefix}-{self.receipt.request_id}"
         self.created = int(time.time())
-        self.streams: list[RequestStream] = []
+        self.num_choices = body.n or 1  # a prompt
+        self.chat: ChatStream | None = None
+        self.streams: list[Any] = []  # one a prompt: RequestStream, ChatStream, or BeamSource when all is known
         self.prompt_logprobs: list[list[Any]] = []
 
     # --- starting
@@ -88,27 +112,49 @@ class Call:
         self.service.engine.check_admission(0, len(prompts) * params.n)
         try:
             for index, prompt in enumerate(prompts):
-                await self._start_one(index, await self._truncate(prompt, add_special_tokens), params, add_special_tokens)
-        except BaseException:
+                await self._start_one(index, await self.cut(prompt, add_special_tokens), params, add_special_tokens)
+        except BaseException as error:
             self.close()
+            self._name_field(error)
             raise
 
+    async def start_chat(self, call: ChatCall) -> None:
+        """Hand a conversation to the engine, or raise the reason why not."""
+        try:
+            self.chat = await open_chat(self.service, call, **self.options(0))
+        except InvalidRequest as error:
+            self._name_field(error)
+            raise
+        self.streams.append(self.chat.plain or self.chat)
+        self.receipt.streams.append(self.chat)
+        self.prompt_logprobs.append([])
+
     async def _start_one(self, index: int, prompt: str | Sequence[int], params: SamplingParams, special: bool) -> None:
-        stream = await self.service.generate(
-            prompt,
-            params,
-            request_id=f"{self.id}-{index}-{id(self):x}",  # a client may use one id twice, the engine may not
-            priority=self.body.priority,
-            timeout_s=self.context.config.server.request_timeout_s,
-            key=self.receipt.key,
-            cache_salt=self.body.cache_salt,
-            add_special_tokens=special,
-        )
+        stream = await self.service.generate(prompt, params, add_special_tokens=special, **self.options(index))
         self.streams.append(stream)
         self.receipt.streams.append(stream)
         self.prompt_logprobs.append([])
 
-    async def _truncate(self, prompt: str | Sequence[int], add_special_tokens: bool) -> str | Sequence[int]:
+    def options(self, index: int) -> dict[str, Any]:
+        """What the engine is told of a prompt beside its text."""
+        return {
+            "request_id": f"{self.id}-{index}-{id(self):x}",  # a client may use one id twice, the engine may not
+            "priority": self.body.priority,
+            "timeout_s": self.context.config.server.request_timeout_s,
+            "key": self.receipt.key,
+            "cache_salt": self.body.cache_salt,
+        }
+
+    def _name_field(self, error: BaseException) -> None:
+        """A constraint that cannot be used came in one of several fields: name that one."""
+        if isinstance(error, InvalidRequest) and error.param == "structured_outputs":
+            structured = structured_of(self.body)
+            if structured is not None:
+                error.param = structured[0]
+                error.message = error.message.replace("structured_outputs", error.param, 1)
+                error.args = (error.message,)
+
+    async def cut(self, prompt: str | Sequence[int], add_special_tokens: bool) -> str | Sequence[int]:
         """The last `truncate_prompt_tokens` tokens; -1 means as many as the context holds beside one output token."""
         limit = self.body.truncate_prompt_tokens
         if limit is None:
@@ -121,46 +167,41 @@ class Call:
 
     def close(self) -> None:
         """End what still runs: the client left, or something failed."""
-        for stream in self.streams:
+        for stream in (*self.streams, *((self.chat,) if self.chat is not None else ())):
             stream.close()
 
     # --- following
 
-    def note(self, index: int, deltas: list[TextDelta]) -> None:
+    def note(self, index: int, deltas: Sequence[TextDelta | ChatDelta | ChatAnswer]) -> None:
         """Take down what the news of one prompt say beside their text. Raises what ended the request early."""
         for delta in deltas:
             if delta.prompt_logprobs:
                 self.prompt_logprobs[index].extend(delta.prompt_logprobs)
             if delta.finish_reason is not None:
-                self._ended(delta)
+                self._ended(delta.finish_reason, delta.error)
 
-    def _ended(self, delta: TextDelta) -> None:
-        """Note the end of a sequence; raises where it is not an end that an answer can tell.
-
-        A passed deadline is an error too, 504, streamed or not: a text that was cut off must not look like a whole one.
-        """
-        reason = delta.finish_reason
+    def _ended(self, reason: str, error: str | None) -> None:
+        """Note the end of a sequence; raises where it is not an end that an answer can tell."""
         self.receipt.finished(str(reason))
-        if reason is FinishReason.ERROR:
-            message = f"the generation failed: {delta.error or 'unknown reason'}"
-            raise RequestRefused(500, message, type="server_error", code="generation_failed")
-        if reason is FinishReason.TIMEOUT:
-            limit = self.context.config.server.request_timeout_s
-            raise RequestRefused(504, f"the request took longer than {limit} s", type="timeout_error", code="timeout")
-        if reason is FinishReason.ABORT and delta.error is not None:
-            raise RequestRefused(503, delta.error, type="server_error", code="aborted")
-        if reason is FinishReason.ABORT and self.context.state != "ready":
-            raise NotReady(f"the server is {self.context.state}")
+        if (refusal := refusal_of_end(self.context, reason, error)) is not None:
+            raise refusal
 
     async def collect(self) -> list[list[TextDelta]]:
         """Wait for the whole answer: one delta for each sequence of each prompt."""
         try:
-            answers = await asyncio.gather(*(stream.collect() for stream in self.streams))
+            answers: list[list[TextDelta]] = await asyncio.gather(*(stream.collect() for stream in self.streams))
         finally:
             self.close()
         for index, answer in enumerate(answers):
             self.note(index, answer)
-        return answers
+        return [best(answer, self.num_choices) if self.body.is_ranked else answer for answer in answers]
+
+    async def collect_chat(self) -> list[ChatAnswer]:
+        """Wait for the whole answer to a conversation."""
+        assert self.chat is not None
+        answers = await self.chat.collect()
+        self.note(0, answers)
+        return best(answers, self.num_choices) if self.body.is_ranked else answers
 
     # --- answering
 
@@ -170,12 +211,15 @@ class Call:
         cached = sum(stream.num_cached_tokens for stream in self.streams)
         if num_output_tokens is None:
             num_output_tokens = sum(stream.num_output_tokens for stream in self.streams)
-        return {
+        usage: dict[str, Any] = {
             "prompt_tokens": prompt,
             "completion_tokens": num_output_tokens,
             "total_tokens": prompt + num_output_tokens,
             "prompt_tokens_details": {"cached_tokens": cached},
         }
+        if self.chat is not None and self.service.parsers.reasoning is not None:
+            usage["completion_tokens_details"] = {"reasoning_tokens": self.chat.num_reasoning_tokens}
+        return usage
 
     async def stream(self, frames: Frames) -> web.StreamResponse:
         """Send the answer piece by piece; what fails on the way becomes the last event before [DONE]."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from llmd.api.v1 import json_response, read_json_object
+from llmd.api.v1 import InvalidRequest, json_response, read_json_object
+from llmd_plugins.openai.beams import search_prompts
 from llmd_plugins.openai.call import Call, check_length, sampling_params
 from llmd_plugins.openai.fields import parse
+from llmd_plugins.openai.fim import fill_in
 from llmd_plugins.openai.frames import Frames, ending
 from llmd_plugins.openai.logprobs import LogprobFormat
 from llmd_plugins.openai.protocol import CompletionRequest
@@ -27,13 +29,30 @@ def completions(context: ServerContext) -> Handler:
         body = parse(CompletionRequest, await read_json_object(request))
         check_length("prompt", body.prompt, context.config.limits.max_prompts)
         call = Call(context, request, body, "cmpl")
-        await call.start(body.prompt, _sampling_params(call, body), body.add_special_tokens is not False)
+        special = body.add_special_tokens is not False
+        if body.use_beam_search:
+            return json_response(Answer(call, body).build(await _search(call, body, special)))
+        await call.start(await _prompts(call, body, special), _sampling_params(call, body), special)
         answer = Answer(call, body)
         if body.stream:
             return await call.stream(CompletionFrames(answer))
         return json_response(answer.build(await call.collect()))
 
     return handle
+
+
+async def _prompts(call: Call, body: CompletionRequest, special: bool) -> Sequence[str | Sequence[int]]:
+    """The prompts, each with the suffix where there is one."""
+    if not body.suffix:
+        return body.prompt
+    return [await fill_in(call.service, prompt, body.suffix, special) for prompt in body.prompt]
+
+
+async def _search(call: Call, body: CompletionRequest, special: bool) -> list[list[TextDelta]]:
+    if _is_prompt_only(body):
+        raise InvalidRequest("max_tokens must be at least 1 with use_beam_search, got 0", param="max_tokens")
+    max_tokens = body.max_tokens if body.max_tokens is not None else call.service.sampling_params({}).max_tokens
+    return await search_prompts(call, await _prompts(call, body, special), max_tokens, special)
 
 
 def _is_prompt_only(body: CompletionRequest) -> bool:

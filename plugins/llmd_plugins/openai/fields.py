@@ -26,21 +26,11 @@ class Neutral:
 
 _NOTHING = Neutral()
 
-# Fields of OpenAI's or vLLM's requests that are known and not served, and the values of theirs that do no harm.
+# Fields of OpenAI's or vLLM's requests that are known and not served, some by one of the routes only, and the values of
+# theirs that do no harm.
 UNSERVED: dict[str, Neutral] = {
-    "response_format": Neutral({"type": "text"}),
-    "structured_outputs": _NOTHING,
-    "guided_json": _NOTHING,
-    "guided_regex": _NOTHING,
-    "guided_choice": _NOTHING,
-    "guided_grammar": _NOTHING,
-    "guided_decoding_backend": _NOTHING,
     "guided_whitespace_pattern": _NOTHING,
     "structural_tag": _NOTHING,
-    "use_beam_search": Neutral(False),
-    "length_penalty": Neutral(1, 1.0),
-    "early_stopping": Neutral(False),
-    "best_of": _NOTHING,  # but for best_of == n
     "suffix": Neutral(""),
     "reasoning": _NOTHING,
     "reasoning_effort": Neutral("none"),
@@ -51,6 +41,9 @@ UNSERVED: dict[str, Neutral] = {
     "prediction": _NOTHING,
     "web_search_options": _NOTHING,
     "verbosity": Neutral("medium"),
+    "tools": _NOTHING,
+    "tool_choice": Neutral("none"),
+    "parallel_tool_calls": Neutral(True, False),
     "functions": _NOTHING,
     "function_call": Neutral("none"),
     "logits_processors": _NOTHING,
@@ -95,17 +88,11 @@ def _served_fields(model: type[BaseModel], body: Mapping[str, Any]) -> dict[str,
             served[name] = value
         elif name not in UNSERVED:
             raise _unknown_field(name, model)
-        elif not _asks_for_nothing(name, value, body):
+        elif value not in UNSERVED[name]:
             raise InvalidRequest(
                 f"{name} is not served by this server, got {shown(value)}", param=name, code="unsupported_parameter"
             )
     return served
-
-
-def _asks_for_nothing(name: str, value: Any, body: Mapping[str, Any]) -> bool:
-    if name == "best_of" and value == (body.get("n") or 1) and type(value) is int:
-        return True
-    return value in UNSERVED[name]
 
 
 def _unknown_field(name: str, model: type[BaseModel]) -> InvalidRequest:

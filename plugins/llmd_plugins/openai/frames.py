@@ -1,7 +1,11 @@
-"""The events of a stream: text goes out between bytes that were built once, the rest as a small object."""
+"""The events of a stream: text goes out between bytes that were built once, the rest as a small object.
+
+Deltas are TextDelta or ChatDelta; both tell their `text`, tokens, logprobs and end.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
@@ -10,7 +14,6 @@ from llmd.api.v1 import sse_event
 from llmd_plugins.openai.logprobs import LogprobFormat
 
 if TYPE_CHECKING:
-    from llmd.api.v1 import TextDelta
     from llmd_plugins.openai.call import Call
 
 _dumps = orjson.dumps
@@ -30,7 +33,7 @@ class Frames:
         self.wants_usage_always = bool(options and options.continuous_usage_stats)
         self.wants_token_ids = bool(body.return_token_ids)
         self.is_plain = not (format_logprobs or self.wants_token_ids or self.wants_usage_always)
-        self.num_choices = call.streams[0].request.num_sequences
+        self.num_choices = call.num_choices
         self.has_started = [False] * (self.num_choices * len(call.streams))
         envelope = {"id": call.id, "object": self.OBJECT, "created": call.created, "model": call.model}
         self._envelope = _dumps(envelope)[:-1] + b',"choices":['
@@ -39,14 +42,14 @@ class Frames:
         self._heads = [start + str(index).encode() + self.TEXT_HEAD for index in range(len(self.has_started))]
         self._tail = self.TEXT_TAIL + self._close + b"\n\n"
 
-    def plain(self, prompt_index: int, delta: TextDelta) -> bytes | None:
+    def plain(self, prompt_index: int, delta: Any) -> bytes | None:
         """The event of a delta that has nothing but text and is not the first nor the last, else None: the usual case."""
         index = prompt_index * self.num_choices + delta.index
         if not delta.text or delta.finish_reason is not None or not self.is_plain or not self.has_started[index]:
             return None
         return self._heads[index] + _dumps(delta.text) + self._tail
 
-    def chunk(self, prompt_index: int, deltas: list[TextDelta]) -> bytes:
+    def chunk(self, prompt_index: int, deltas: Sequence[Any]) -> bytes:
         """The events for the deltas of one prompt; empty where there is nothing to tell."""
         first = prompt_index * self.num_choices
         parts = []
@@ -57,11 +60,11 @@ class Frames:
                 parts.append(self._full(first + delta.index, prompt_index, delta))
         return b"".join(parts)
 
-    def _has_news(self, delta: TextDelta) -> bool:
+    def _has_news(self, delta: Any) -> bool:
         has_tokens = bool(delta.token_ids) and not self.is_plain
         return bool(delta.text) or has_tokens or delta.finish_reason is not None
 
-    def _full(self, index: int, prompt_index: int, delta: TextDelta) -> bytes:
+    def _full(self, index: int, prompt_index: int, delta: Any) -> bytes:
         """One event of the general form."""
         is_first, self.has_started[index] = not self.has_started[index], True
         choice = self.choice(index, prompt_index, delta, is_first)
@@ -83,7 +86,7 @@ class Frames:
         """Tokens so far."""
         return self.call.usage()
 
-    def choice(self, index: int, prompt_index: int, delta: TextDelta, is_first: bool) -> dict[str, Any]:
+    def choice(self, index: int, prompt_index: int, delta: Any, is_first: bool) -> dict[str, Any]:
         """The choice of one delta."""
         raise NotImplementedError
 
@@ -92,7 +95,7 @@ class Frames:
         return {}
 
 
-def ending(delta: TextDelta) -> dict[str, Any]:
+def ending(delta: Any) -> dict[str, Any]:
     """How a choice ended, or that it has not."""
     if delta.finish_reason is None:
         return {"finish_reason": None}

@@ -18,11 +18,11 @@ _MEDIA_PARTS = {
 }  # fmt: skip
 # What clients send back of an answer and what no template reads.
 _IGNORED = (
-    "refusal", "annotations", "audio", "function_call", "reasoning_details", "parsed", "provider_specific_fields", "id",
+    "refusal", "annotations", "audio", "reasoning_details", "parsed", "provider_specific_fields", "id",
     "type", "status", "cache_control",
 )  # fmt: skip
 _STRINGS = ("name", "tool_call_id", "reasoning", "reasoning_content", "thinking")
-_KEPT = ("role", "content", "tool_calls", *_STRINGS)
+_KEPT = ("role", "content", "tool_calls", "function_call", *_STRINGS)
 
 _TEXT = {"type": "string"}
 MESSAGES_SCHEMA: dict[str, Any] = {
@@ -55,51 +55,42 @@ MESSAGES_SCHEMA: dict[str, Any] = {
         },
     },
 }
-TOOLS_SCHEMA: dict[str, Any] = {
-    "type": "array",
-    "items": {
-        "type": "object",
-        "required": ["type", "function"],
-        "properties": {
-            "type": {"const": "function"},
-            "function": {
-                "type": "object",
-                "required": ["name"],
-                "properties": {"name": _TEXT, "description": _TEXT, "parameters": {"type": "object"}},
-            },
-        },
-    },
-}
 
 
-def _wrong(path: str, allowed: str, value: Any) -> InvalidRequest:
+def wrong(path: str, allowed: str, value: Any) -> InvalidRequest:
+    """What is said of a value that is not among those allowed."""
     return InvalidRequest(f"{path} must be {allowed}, got {shown(value)}", param=path, code="invalid_value")
 
 
-def _string(path: str, value: Any) -> str:
+def string_at(path: str, value: Any) -> str:
+    """The value, which must be a string."""
     if not isinstance(value, str):
-        raise _wrong(path, "a string", value)
+        raise wrong(path, "a string", value)
     return value
 
 
-def _object(path: str, value: Any) -> dict[str, Any]:
+def object_at(path: str, value: Any) -> dict[str, Any]:
+    """The value, which must be an object."""
     if not isinstance(value, dict):
-        raise _wrong(path, "an object", value)
+        raise wrong(path, "an object", value)
     return value
 
 
 def parse_messages(value: Any) -> list[dict[str, Any]]:
     """The messages, content as text or text parts. Raises InvalidRequest with a path like `messages[2].content[0].type`."""
     if not isinstance(value, list) or not value:
-        raise _wrong("messages", "a list of at least one message", value)
+        raise wrong("messages", "a list of at least one message", value)
     return [_message(f"messages[{index}]", message) for index, message in enumerate(value)]
 
 
 def _message(path: str, value: Any) -> dict[str, Any]:
-    given = _object(path, value)
+    given = object_at(path, value)
     role = given.get("role")
+    if role == "function":  # the older name
+        role = "tool"
+        given = {**given, "role": role}
     if role not in ROLES:
-        raise _wrong(f"{path}.role", f"one of {', '.join(ROLES)}", role)
+        raise wrong(f"{path}.role", f"one of {', '.join(ROLES)}", role)
     for name, entry in given.items():
         if name not in _KEPT and name not in _IGNORED and entry is not None:
             brief = name[:64]
@@ -107,9 +98,11 @@ def _message(path: str, value: Any) -> dict[str, Any]:
     message: dict[str, Any] = {"role": role, "content": _content(path, given)}
     for name in _STRINGS:
         if given.get(name) is not None:
-            message[name] = _string(f"{path}.{name}", given[name])
+            message[name] = string_at(f"{path}.{name}", given[name])
     if given.get("tool_calls"):
         message["tool_calls"] = _tool_calls(f"{path}.tool_calls", given["tool_calls"])
+    elif given.get("function_call") is not None:
+        message["tool_calls"] = [_tool_call(None, f"{path}.function_call", given["function_call"])]
     return message
 
 
@@ -120,68 +113,55 @@ def _content(path: str, given: dict[str, Any]) -> str | list[dict[str, str]] | N
         return value
     if isinstance(value, list):
         if len(value) > MAX_PARTS:
-            raise _wrong(f"{path}.content", f"a list of at most {MAX_PARTS} parts", value)
+            raise wrong(f"{path}.content", f"a list of at most {MAX_PARTS} parts", value)
         texts = [_part(f"{path}.content[{index}]", part) for index, part in enumerate(value)]
         return [{"type": "text", "text": text} for text in texts]
     if value is not None:
-        raise _wrong(f"{path}.content", "a string or a list of text parts", value)
+        raise wrong(f"{path}.content", "a string or a list of text parts", value)
     if given["role"] != "assistant" and "content" not in given:
         raise InvalidRequest(f"{path}.content is required", param=f"{path}.content", code="missing_required_parameter")
-    return None if given.get("tool_calls") else ""
+    return None if given.get("tool_calls") or given.get("function_call") else ""
 
 
 def _part(path: str, value: Any) -> str:
     """The text of one part; this model takes nothing else."""
     if isinstance(value, str):
         return value
-    part = _object(path, value)
+    part = object_at(path, value)
     kind = part.get("type")
     if not isinstance(kind, str) or kind not in {**_TEXT_PARTS, **_MEDIA_PARTS}:
-        raise _wrong(f"{path}.type", "'text'", kind)
+        raise wrong(f"{path}.type", "'text'", kind)
     if kind in _MEDIA_PARTS:
         message = f"{path}.type is {kind!r}, and this model takes text only, no {_MEDIA_PARTS[kind]}"
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_content")
     name = _TEXT_PARTS[kind]
-    return _string(f"{path}.{name}", part.get(name))
+    return string_at(f"{path}.{name}", part.get(name))
 
 
 def _tool_calls(path: str, value: Any) -> list[dict[str, Any]]:
     """Earlier calls; templates want the arguments as an object where they are one."""
     if not isinstance(value, list):
-        raise _wrong(path, "a list of tool calls", value)
+        raise wrong(path, "a list of tool calls", value)
     calls = []
     for index, entry in enumerate(value):
-        call = _object(f"{path}[{index}]", entry)
-        function = _object(f"{path}[{index}].function", call.get("function"))
-        name = _string(f"{path}[{index}].function.name", function.get("name"))
-        arguments = _arguments(f"{path}[{index}].function.arguments", function.get("arguments"))
-        calls.append({"id": call.get("id"), "type": "function", "function": {"name": name, "arguments": arguments}})
+        call = object_at(f"{path}[{index}]", entry)
+        calls.append(_tool_call(call.get("id"), f"{path}[{index}].function", call.get("function")))
     return calls
+
+
+def _tool_call(call_id: Any, path: str, value: Any) -> dict[str, Any]:
+    function = object_at(path, value)
+    name = string_at(f"{path}.name", function.get("name"))
+    arguments = _arguments(f"{path}.arguments", function.get("arguments"))
+    return {"id": call_id, "type": "function", "function": {"name": name, "arguments": arguments}}
 
 
 def _arguments(path: str, value: Any) -> Any:
     if value is None or isinstance(value, dict):
         return value or {}
-    text = _string(path, value)
+    text = string_at(path, value)
     try:
         parsed = orjson.loads(text)
     except orjson.JSONDecodeError:
         return text  # what the model once wrote need not be JSON
     return parsed if isinstance(parsed, dict) else text
-
-
-def check_tools(value: Any) -> list[dict[str, Any]] | None:
-    """The tools as they were given; an empty list is none."""
-    if value is None or value == []:
-        return None
-    if not isinstance(value, list):
-        raise _wrong("tools", "a list of tools", value)
-    for index, entry in enumerate(value):
-        tool = _object(f"tools[{index}]", entry)
-        if tool.get("type") != "function":
-            raise _wrong(f"tools[{index}].type", "'function'", tool.get("type"))
-        function = _object(f"tools[{index}].function", tool.get("function"))
-        _string(f"tools[{index}].function.name", function.get("name"))
-        if function.get("parameters") is not None:
-            _object(f"tools[{index}].function.parameters", function["parameters"])
-    return value

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     BaseModel,
@@ -16,8 +16,24 @@ from pydantic import (
 )
 
 from llmd.api.v1 import InvalidRequest
+from llmd_plugins.openai.constraints import (
+    RESPONSE_FORMAT_SCHEMA,
+    STRUCTURED_SCHEMA,
+    check_response_format,
+    check_structured,
+)
 from llmd_plugins.openai.fields import shown
-from llmd_plugins.openai.messages import MESSAGES_SCHEMA, TOOLS_SCHEMA, check_tools, parse_messages
+from llmd_plugins.openai.messages import MESSAGES_SCHEMA, parse_messages
+from llmd_plugins.openai.tools import (
+    FUNCTION_CALL_SCHEMA,
+    FUNCTIONS_SCHEMA,
+    TOOL_CHOICE_SCHEMA,
+    TOOLS_SCHEMA,
+    check_functions,
+    check_tools,
+    parse_function_call,
+    parse_tool_choice,
+)
 
 
 def _whole(value: Any) -> Any:
@@ -71,18 +87,6 @@ def _parse_prompts(value: Any) -> list[str | list[int]]:
     return value
 
 
-def _parse_tool_choice(value: Any) -> str | None:
-    """none, auto, required, or the quoted name of the function that must be called."""
-    if value is None or value in ("none", "auto", "required"):
-        return value
-    function = value.get("function") if isinstance(value, dict) and value.get("type", "function") == "function" else None
-    name = function.get("name") if isinstance(function, dict) else None
-    if not isinstance(name, str):
-        allowed = "'none', 'auto', 'required' or {'type': 'function', 'function': {'name': …}}"
-        raise InvalidRequest(f"tool_choice must be {allowed}, got {shown(value)}", param="tool_choice", code="invalid_value")
-    return f"function {name!r}"
-
-
 def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
     return {"anyOf": [schema, {"type": "null"}]}
 
@@ -90,19 +94,6 @@ def _nullable(schema: dict[str, Any]) -> dict[str, Any]:
 _STRINGS = {"anyOf": [{"type": "string"}, {"type": "array", "items": {"type": "string"}}]}
 _ID = {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}
 _IDS = {"type": "array", "items": _ID, "minItems": 1}
-_TOOL_CHOICE_SCHEMA = {
-    "anyOf": [
-        {"enum": ["none", "auto", "required", None]},
-        {
-            "type": "object",
-            "required": ["type", "function"],
-            "properties": {
-                "type": {"const": "function"},
-                "function": {"type": "object", "required": ["name"], "properties": {"name": {"type": "string"}}},
-            },
-        },
-    ]
-}
 _PROMPT_SCHEMA = {
     "anyOf": [
         {"type": "string"},
@@ -119,7 +110,17 @@ Stop = Annotated[list[str] | None, _strings, BeforeValidator(_one_or_many), With
 Prompts = Annotated[list[str | list[int]], PlainValidator(_parse_prompts), WithJsonSchema(_PROMPT_SCHEMA)]
 Messages = Annotated[list[dict[str, Any]], PlainValidator(parse_messages), WithJsonSchema(MESSAGES_SCHEMA)]
 Tools = Annotated[list[dict[str, Any]] | None, PlainValidator(check_tools), WithJsonSchema(_nullable(TOOLS_SCHEMA))]
-ToolChoice = Annotated[str | None, PlainValidator(_parse_tool_choice), WithJsonSchema(_TOOL_CHOICE_SCHEMA)]
+ToolChoice = Annotated[str | None, PlainValidator(parse_tool_choice), WithJsonSchema(TOOL_CHOICE_SCHEMA)]
+Functions = Annotated[
+    list[dict[str, Any]] | None, PlainValidator(check_functions), WithJsonSchema(_nullable(FUNCTIONS_SCHEMA))
+]
+FunctionCall = Annotated[str | None, PlainValidator(parse_function_call), WithJsonSchema(FUNCTION_CALL_SCHEMA)]
+ResponseFormat = Annotated[
+    dict[str, Any] | None, PlainValidator(check_response_format), WithJsonSchema(_nullable(RESPONSE_FORMAT_SCHEMA))
+]
+Structured = Annotated[dict[str, Any] | None, PlainValidator(check_structured), WithJsonSchema(_nullable(STRUCTURED_SCHEMA))]
+Choices = Annotated[list[str] | None, _strings, WithJsonSchema(_nullable({"type": "array", "items": {"type": "string"}}))]
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:\-]{1,128}$")]
 
 
@@ -180,6 +181,36 @@ class Generation(Fields):
     return_tokens_as_token_ids: bool | None = None
     cache_salt: str | None = Field(None, min_length=1, max_length=1024)
     add_special_tokens: bool | None = None
+    # what the output must follow
+    response_format: ResponseFormat = None
+    structured_outputs: Structured = None
+    guided_json: str | dict[str, Any] | bool | None = None
+    guided_regex: str | None = None
+    guided_choice: Choices = None
+    guided_grammar: str | None = None
+    guided_decoding_backend: str | None = None  # the operator chooses
+    # several answers and the best of them
+    best_of: Whole | None = Field(None, ge=1)
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | Literal["never"] | None = None
+
+    @model_validator(mode="after")
+    def _check_best(self) -> Generation:
+        if self.best_of is not None and self.best_of < (self.n or 1):
+            raise InvalidRequest(f"best_of must be at least n ({self.n or 1}), got {self.best_of}", param="best_of")
+        if self.stream and self.is_ranked:
+            name = "use_beam_search" if self.use_beam_search else "best_of"
+            raise InvalidRequest(f"{name} is not available with stream=true", param=name)
+        for name, neutral in (("length_penalty", (None, 1.0)), ("early_stopping", (None, False))):
+            if not self.use_beam_search and getattr(self, name) not in neutral:
+                raise InvalidRequest(f"{name} needs use_beam_search=true", param=name)
+        return self
+
+    @property
+    def is_ranked(self) -> bool:
+        """Whether more is generated than is answered."""
+        return bool(self.use_beam_search) or (self.best_of or 1) > (self.n or 1)
 
     @model_validator(mode="after")
     def _check_stream(self) -> Generation:
@@ -197,7 +228,14 @@ class CompletionRequest(Generation):
 
     prompt: Prompts
     echo: bool | None = None
+    suffix: str | None = None
     logprobs: Whole | None = Field(None, ge=0)
+
+    @model_validator(mode="after")
+    def _check_suffix(self) -> CompletionRequest:
+        if self.suffix and self.echo:
+            raise InvalidRequest("echo is not available with a suffix", param="echo")
+        return self
 
 
 class ChatTemplateFields(Fields):
@@ -227,11 +265,20 @@ class ChatRequest(Generation, ChatTemplateFields):
     max_completion_tokens: Whole | None = Field(None, ge=1)
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = None
+    functions: Functions = None
+    function_call: FunctionCall = None
+    reasoning_effort: Effort | None = None
+    include_reasoning: bool | None = None
+    thinking_token_budget: Whole | None = Field(None, ge=0)
 
     @model_validator(mode="after")
     def _check_chat(self) -> ChatRequest:
         if self.top_logprobs is not None and not self.logprobs:
             raise InvalidRequest("top_logprobs needs logprobs=true", param="top_logprobs")
+        if self.functions and (self.tools or self.tool_choice):
+            raise InvalidRequest("functions are the old form of tools: give one of them", param="functions")
+        if self.function_call not in (None, "none") and not self.functions:
+            raise InvalidRequest("function_call needs functions", param="function_call")
         if self.tool_choice not in (None, "none") and not self.tools:
             raise InvalidRequest("tool_choice needs tools", param="tool_choice")
         return self

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING
 
 from aiohttp import web
 
-from llmd.api.v1 import InvalidParams, json_response, read_json_object, receipt_of
+from llmd.api.v1 import (
+    ChatCall,
+    InvalidParams,
+    SamplingParams,
+    json_response,
+    read_json_object,
+    receipt_of,
+    render_conversation,
+)
 from llmd_plugins.openai.call import check_length
-from llmd_plugins.openai.chat import render
+from llmd_plugins.openai.chat import template_fields
 from llmd_plugins.openai.fields import parse
 from llmd_plugins.openai.protocol import DetokenizeRequest, TokenizeChat, TokenizePrompt
 
@@ -28,7 +36,11 @@ def tokenize(context: ServerContext) -> Handler:
         body = parse(TokenizeChat, given) if "messages" in given else parse(TokenizePrompt, given)
         service = context.service(body.model)
         receipt_of(request).model = service.names[0]
-        text = render(context, service, body) if isinstance(body, TokenizeChat) else body.prompt
+        if isinstance(body, TokenizeChat):
+            conversation = ChatCall(**template_fields(context, body), params=SamplingParams())
+            text = render_conversation(service, conversation)
+        else:
+            text = body.prompt
         token_ids = await service.tokenizer.encode_async(text, add_special_tokens=body.add_special_tokens)
         names = [service.tokenizer.token_text(token_id) for token_id in token_ids] if body.return_token_strs else None
         return json_response(

@@ -9,8 +9,10 @@ import pytest
 from server.serving import FakeService, call, make_context, serving
 
 from llmd.config import Config
+from llmd.engine.params import StructuredOutputsParams
 from llmd.errors import InvalidRequest
 from llmd_plugins.openai import OpenAISettings
+from llmd_plugins.openai.constraints import structured_of
 from llmd_plugins.openai.fields import UNSERVED, field_path, parse
 from llmd_plugins.openai.protocol import ChatRequest, CompletionRequest
 
@@ -103,11 +105,13 @@ def test_prompt_refusals(prompt, param):
 
 @pytest.mark.parametrize("name", UNSERVED)
 def test_unserved_fields_say_so(name):
-    error = refuse(ChatRequest, {"messages": HI, name: ["something"]})
+    is_chats = name in ChatRequest.model_fields
+    model, body = (CompletionRequest, {"prompt": "a"}) if is_chats else (ChatRequest, {"messages": HI})
+    error = refuse(model, {**body, name: ["something"]})
     assert error.param == name
     assert error.code == "unsupported_parameter"
     assert name in error.message
-    parse(ChatRequest, {"messages": HI, name: None})
+    parse(model, {**body, name: None})
 
 
 @pytest.mark.parametrize(
@@ -122,9 +126,115 @@ def test_unserved_fields_that_ask_for_nothing_are_taken(fields):
     parse(CompletionRequest, {"prompt": "a", **fields})
 
 
-@pytest.mark.parametrize("fields", [{"best_of": 3}, {"best_of": 3, "n": 2}, {"use_beam_search": True}, {"suffix": "x"}])
-def test_unserved_fields_that_ask_for_something_are_not(fields):
-    refuse(CompletionRequest, {"prompt": "a", **fields})
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"best_of": 1, "n": 2}, "best_of"), ({"best_of": 0}, "best_of"), ({"best_of": 3, "stream": True}, "best_of"),
+        ({"use_beam_search": True, "stream": True}, "use_beam_search"), ({"length_penalty": 2.0}, "length_penalty"),
+        ({"early_stopping": True}, "early_stopping"), ({"early_stopping": "later"}, "early_stopping.bool"),
+        ({"suffix": "x", "echo": True}, "echo"), ({"suffix": 1}, "suffix"),
+    ],
+)  # fmt: skip
+def test_fields_of_ranked_answers(fields, param):
+    assert refuse(CompletionRequest, {"prompt": "a", **fields}).param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param", "words"),
+    [
+        ({"response_format": "json"}, "response_format", "object"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "one of text"),
+        ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", "object"),
+        ({"response_format": {"type": "json_schema", "json_schema": {}}}, "response_format.json_schema.schema", "object"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": 1}}},
+            "response_format.json_schema.strict",
+            "true or false",
+        ),
+        ({"structured_outputs": {}}, "structured_outputs", "exactly one"),
+        ({"structured_outputs": {"regex": "a", "choice": ["b"]}}, "structured_outputs", "exactly one"),
+        ({"structured_outputs": {"rgx": "a"}}, "structured_outputs.rgx", "known: json"),
+        ({"structured_outputs": {"regex": "a", "backend": "x"}}, "structured_outputs.backend", "not served"),
+        ({"guided_choice": [1]}, "guided_choice[0]", "string"),
+        ({"guided_regex": 1}, "guided_regex", "string"),
+    ],
+)  # fmt: skip
+def test_constraints_that_are_wrong(fields, param, words):
+    for model, body in ((CompletionRequest, {"prompt": "a"}), (ChatRequest, {"messages": HI})):
+        error = refuse(model, {**body, **fields})
+        assert error.param == param
+        assert words in error.message
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({}, None),
+        ({"response_format": {"type": "text"}}, None),
+        ({"response_format": {"type": "json_object"}}, ("response_format", {"json_object": True})),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": {"type": "null"}}}},
+            ("response_format", {"json": {"type": "null"}}),
+        ),
+        ({"structured_outputs": {"choice": ["a"], "disable_fallback": True}}, ("structured_outputs", {"choice": ("a",)})),
+        ({"guided_regex": "a", "guided_decoding_backend": "outlines"}, ("guided_regex", {"regex": "a"})),
+        ({"guided_json": "{}"}, ("guided_json", {"json": "{}"})),
+    ],
+)  # fmt: skip
+def test_constraints(fields, expected):
+    found = structured_of(parse(ChatRequest, {"messages": HI, **fields}))
+    if expected is None:
+        assert found is None
+    else:
+        assert found == (expected[0], StructuredOutputsParams(**expected[1]))
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"guided_regex": "a", "response_format": {"type": "json_object"}}, "guided_regex"),
+        ({"guided_choice": []}, "guided_choice"),
+        ({"guided_choice": ["x"] * 5000}, "guided_choice"),
+        ({"structured_outputs": {"choice": ["x"] * 5000}}, "structured_outputs.choice"),
+        ({"structured_outputs": {"json": 3}}, "structured_outputs.json"),
+    ],
+)
+def test_constraints_that_cannot_be(fields, param):
+    with pytest.raises(InvalidRequest) as caught:
+        structured_of(parse(ChatRequest, {"messages": HI, **fields}))
+    assert caught.value.param == param
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": [{"type": "custom", "custom": {"name": "f"}}]}, "tools[0].type"),
+        ({"tools": [{"type": "function", "function": {"name": ""}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "function", "function": {"name": "f", "parameters": []}}]}, "tools[0].function.parameters"),
+        ({"tools": [TOOL] * 2000}, "tools"),
+        ({"functions": [{}]}, "functions[0].name"),
+        ({"functions": [{"name": "f"}], "tools": [TOOL]}, "functions"),
+        ({"function_call": "auto"}, "function_call"),
+        ({"functions": [{"name": "f"}], "function_call": "required"}, "function_call"),
+        ({"reasoning_effort": "huge"}, "reasoning_effort"),
+        ({"thinking_token_budget": -1}, "thinking_token_budget"),
+    ],
+)
+def test_tools_and_reasoning_that_are_wrong(fields, param):
+    assert refuse(ChatRequest, {"messages": HI, **fields}).param == param
+
+
+def test_the_older_form_of_calls_becomes_the_newer():
+    history = [
+        *HI,
+        {"role": "assistant", "function_call": {"name": "f", "arguments": '{"a": 1}'}},
+        {"role": "function", "name": "f", "content": "2"},
+    ]
+    body = parse(ChatRequest, {"messages": history, "functions": [{"name": "f"}], "function_call": {"name": "f"}})
+    assert body.functions == [{"type": "function", "function": {"name": "f"}}]
+    assert body.function_call == "f"
+    assert body.messages[1]["tool_calls"][0]["function"] == {"name": "f", "arguments": {"a": 1}}
+    assert body.messages[2]["role"] == "tool"
 
 
 def test_accepted_without_effect():
@@ -164,7 +274,7 @@ async def test_limits_of_the_operator():
     assert (status, answer["error"]["param"]) == (400, "prompt")
 
 
-@pytest.mark.parametrize("choice", [None, "auto", "required", {"type": "function", "function": {"name": "f"}}])
+@pytest.mark.parametrize("choice", [None, "auto"])
 async def test_tools_need_a_parser_unless_they_are_only_shown(choice):
     body = {"messages": HI, "tools": [TOOL], **({} if choice is None else {"tool_choice": choice})}
     status, answer = await post(body)
@@ -234,3 +344,15 @@ async def test_request_id_of_the_body():
 
 def test_field_path():
     assert field_path(("messages", 2, "content", 0, "text")) == "messages[2].content[0].text"
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+async def test_beams_of_a_service_that_says_always_the_same(path):
+    service = FakeService()
+    start = {"messages": HI} if "chat" in path else {"prompt": ["a", [5, 6]]}
+    body = {**start, "use_beam_search": True, "n": 2, "max_tokens": 3}
+    status, answer = await post(body, path, service=service)
+    assert status == 200
+    assert [choice["index"] for choice in answer["choices"]] == list(range(2 if "chat" in path else 4))
+    assert answer["usage"]["completion_tokens"] == 3 * len(answer["choices"])
+    assert len(service.closed) == len(service.streams)

@@ -1,0 +1,136 @@
+"""From hidden states of prompts to vectors: pooled row by row as chunks come, finished for all rows of a step at once.
+
+feed(row, hidden) ─► one state a row (last, cls, mean, max …) ─► take(): head, cut, normalize, one copy to the host
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from llmd.engine.params import PoolingParams
+
+
+class Head(NamedTuple):
+    """What a classifier makes of pooled vectors."""
+
+    classify: Callable[[Tensor], Tensor]  # [N, hidden_size] → [N, num_labels], before the activation
+    activation: str  # "sigmoid" | "softmax" | "none"
+
+
+class _Part(NamedTuple):
+    """What the chunks of a prompt amount to so far."""
+
+    state: Tensor  # [hidden_size] float32, or [count, hidden_size] for "all"
+    num_tokens: int
+
+
+class _Finished(NamedTuple):
+    row: int
+    vector: Tensor
+    params: PoolingParams
+
+
+_Combine = Callable[[Tensor, Tensor], Tensor]
+
+
+def _first(old: Tensor, new: Tensor) -> Tensor:
+    return old
+
+
+# pooling → what a chunk [count, hidden_size] gives, and how that joins what came before
+_GATHERED: dict[str, tuple[Callable[[Tensor], Tensor], _Combine]] = {
+    "mean": (lambda hidden: hidden.sum(0), torch.add),
+    "mean_sqrt_len": (lambda hidden: hidden.sum(0), torch.add),
+    "max": (lambda hidden: hidden.amax(0), torch.maximum),
+    "cls": (lambda hidden: hidden[0], _first),
+    "all": (lambda hidden: hidden, lambda old, new: torch.cat((old, new))),
+}
+
+
+class Pooler:
+    """Owned by the runner. `default` is how this architecture pools where the request leaves it open."""
+
+    def __init__(self, default: str = "last", head: Head | None = None) -> None:
+        self._default = default
+        self._head = head
+        self._parts: dict[int, _Part] = {}
+        self._finished: list[_Finished] = []
+
+    def admit(self, row: int) -> None:
+        """A sequence begins (again) in this row."""
+        self._parts.pop(row, None)
+
+    def release(self, row: int) -> None:
+        """The row is free."""
+        self._parts.pop(row, None)
+
+    def feed(self, row: int, hidden: Tensor, start: int, is_last: bool, params: PoolingParams) -> str | None:
+        """A chunk's hidden states [count, hidden_size] from position `start` on; what is wrong, or None."""
+        if error := self._why_not(hidden.shape[1], params):
+            return error if is_last else None
+        pooling = params.pooling or self._default
+        if pooling == "last":
+            if is_last:
+                self._finished.append(_Finished(row, hidden[-1].float(), params))
+            return None
+        gather, combine = _GATHERED[pooling]
+        part = _Part(gather(hidden.float()), hidden.shape[0])
+        if start:
+            before = self._parts.pop(row, None)
+            if before is None or before.num_tokens != start:
+                return f"pooling {pooling!r} needs every hidden state of the prompt, but its beginning was not computed"
+            part = _Part(combine(before.state, part.state), start + part.num_tokens)
+        if is_last:
+            self._finished.append(_Finished(row, _scaled(part, pooling), params))
+        else:
+            self._parts[row] = part
+        return None
+
+    def _why_not(self, hidden_size: int, params: PoolingParams) -> str | None:
+        if params.dimensions is not None and params.dimensions > hidden_size:
+            return f"dimensions must be at most {hidden_size}, got {params.dimensions}"
+        if params.task == "classify" and self._head is None:
+            return "this model has no classification head"
+        if params.task == "classify" and params.pooling == "all":
+            return "pooling 'all' keeps every token's vector, and a classifier wants one"
+        return None
+
+    def take(self) -> dict[int, Tensor]:
+        """This step's vectors by row, on the host: equal requests are finished together."""
+        groups: dict[tuple[object, ...], list[_Finished]] = {}
+        for item in self._finished:
+            params = item.params
+            key = (params.task, params.dimensions, params.normalize, params.use_activation, item.vector.shape)
+            groups.setdefault(key, []).append(item)
+        self._finished = []
+        found: dict[int, Tensor] = {}
+        for group in groups.values():
+            vectors = self._finish(torch.stack([item.vector for item in group]), group[0].params).cpu()
+            found.update((item.row, vector) for item, vector in zip(group, vectors, strict=True))
+        return found
+
+    def _finish(self, vectors: Tensor, params: PoolingParams) -> Tensor:
+        """[N, hidden_size] → what the requests want of each."""
+        if params.task == "classify" and self._head is not None:
+            scores = self._head.classify(vectors).float()
+            return scores if params.use_activation is False else _activated(scores, self._head.activation)
+        vectors = vectors[..., : params.dimensions]
+        return vectors if params.normalize is False else F.normalize(vectors, dim=-1)
+
+
+def _scaled(part: _Part, pooling: str) -> Tensor:
+    if pooling == "mean":
+        return part.state / part.num_tokens
+    return part.state / math.sqrt(part.num_tokens) if pooling == "mean_sqrt_len" else part.state
+
+
+def _activated(scores: Tensor, activation: str) -> Tensor:
+    if activation == "softmax":
+        return scores.softmax(-1)
+    return scores.sigmoid() if activation == "sigmoid" else scores

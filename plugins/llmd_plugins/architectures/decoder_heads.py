@@ -1,0 +1,40 @@
+"""A decoder without its language head: the last token's hidden state is the vector, or goes to a head of scores."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from llmd_plugins.architectures.decoder import Decoder
+
+if TYPE_CHECKING:
+    from llmd.api.v1 import ArchitectureConfig, Batch, Layers
+
+
+class DecoderEmbedder(nn.Module):
+    """Hidden states for vectors."""
+
+    pooling = "last"
+    ignored_weights: tuple[str, ...] = ("*rotary_emb.inv_freq", "lm_head.*")
+
+    def __init__(self, config: ArchitectureConfig, layers: Layers, **attention: bool) -> None:
+        super().__init__()
+        self.model = Decoder(config, layers, **attention)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """[T, hidden_size], normalised."""
+        return self.model(batch)
+
+
+class DecoderClassifier(DecoderEmbedder):
+    """score(last token)."""
+
+    def __init__(self, config: ArchitectureConfig, layers: Layers, **attention: bool) -> None:
+        super().__init__(config, layers, **attention)
+        self.score = layers.linear(config.hidden_size, len(config.labels))
+        self.dtype = layers.dtype
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """[N, hidden_size] → [N, num_labels]."""
+        return self.score(vectors.to(self.dtype))
