@@ -67,7 +67,7 @@ OTHERS = {
     "llmd.engine": {"numpy"},
     "llmd.text": {"tokenizers", "transformers", "jinja2", "numpy", "orjson"},
     "llmd.model": {"torch", "safetensors", "numpy", "triton"},
-    "llmd.server": {"aiohttp", "orjson", "multidict"},
+    "llmd.server": {"aiohttp", "orjson", "multidict", "pydantic"},
     "llmd.plugin": {"pluggy"},
 }
 

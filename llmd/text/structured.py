@@ -103,9 +103,9 @@ class Grammars:
             return await asyncio.wait_for(asyncio.shield(pending), self._timeout_s)
         except TimeoutError:
             reason = f"took longer than {self._timeout_s:g} s to compile (limits.grammar_timeout_s)"
-        except ValueError as error:
+            self._cache.pop(key, None)
+        except ValueError as error:  # it stays there: the same again is refused at once
             reason = f"cannot be used: {error}"
-        self._cache.pop(key, None)
         raise InvalidRequest(f"{constraint.param} {reason}"[:2000], param=constraint.param) from None
 
     def _begin(self, key: tuple[str, str], constraint: Constraint) -> asyncio.Future[CompiledGrammar]:

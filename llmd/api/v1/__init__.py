@@ -115,6 +115,16 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.server.errors import json_response as json_response
     from llmd.server.errors import refusal_of_end as refusal_of_end
     from llmd.server.errors import wire_error as wire_error
+    from llmd.server.fields import RequestFields as RequestFields
+    from llmd.server.fields import Whole as Whole
+    from llmd.server.fields import check_field_names as check_field_names
+    from llmd.server.fields import field_path as field_path
+    from llmd.server.fields import list_at as list_at
+    from llmd.server.fields import object_at as object_at
+    from llmd.server.fields import parse_request as parse_request
+    from llmd.server.fields import shown as shown
+    from llmd.server.fields import string_at as string_at
+    from llmd.server.fields import wrong_value as wrong_value
     from llmd.server.generate import ModelService as ModelService
     from llmd.server.local import LocalAnswer as LocalAnswer
     from llmd.server.local import LocalClient as LocalClient
@@ -320,6 +330,18 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "json_response",
         "refusal_of_end",
         "wire_error",
+    ),
+    "llmd.server.fields": (
+        "RequestFields",
+        "Whole",
+        "check_field_names",
+        "field_path",
+        "list_at",
+        "object_at",
+        "parse_request",
+        "shown",
+        "string_at",
+        "wrong_value",
     ),
     "llmd.server.generate": ("ModelService",),
     "llmd.server.local": (

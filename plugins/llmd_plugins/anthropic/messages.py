@@ -4,8 +4,14 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from llmd.api.v1 import InvalidRequest
-from llmd_plugins.anthropic.fields import check_names, list_at, object_at, string_at, wrong
+from llmd.api.v1 import (
+    InvalidRequest,
+    check_field_names,
+    list_at,
+    object_at,
+    string_at,
+    wrong_value,
+)
 
 MAX_BLOCKS = 4096  # of one message
 MAX_MESSAGES = 100_000
@@ -116,16 +122,16 @@ def parse_messages(value: Any) -> list[dict[str, Any]]:
     """The messages as templates take them: the result of a tool is a message of its own."""
     given = list_at("messages", value, MAX_MESSAGES)
     if not given:
-        raise wrong("messages", "a list of at least one message", value)
+        raise wrong_value("messages", "a list of at least one message", value)
     return [message for index, entry in enumerate(given) for message in _message(f"messages[{index}]", entry)]
 
 
 def _message(path: str, value: Any) -> list[dict[str, Any]]:
     given = object_at(path, value)
-    check_names(path, given, ("role", "content"))
+    check_field_names(path, given, ("role", "content"))
     role = given.get("role")
     if role not in ROLES:
-        raise wrong(f"{path}.role", f"one of {', '.join(ROLES)}", role)
+        raise wrong_value(f"{path}.role", f"one of {', '.join(ROLES)}", role)
     if "content" not in given:
         raise InvalidRequest(f"{path}.content is required", param=f"{path}.content", code="missing_required_parameter")
     content = given["content"]
@@ -147,8 +153,8 @@ def _block(path: str, value: Any, role: str) -> dict[str, Any]:
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_content")
     allowed = _BLOCKS_OF[role]
     if not isinstance(kind, str) or kind not in allowed:
-        raise wrong(f"{path}.type", f"one of {', '.join(allowed)} in a message of role {role}", kind)
-    check_names(path, block, _BLOCKS[kind])
+        raise wrong_value(f"{path}.type", f"one of {', '.join(allowed)} in a message of role {role}", kind)
+    check_field_names(path, block, _BLOCKS[kind])
     for name in _STRINGS_OF[kind]:
         string_at(f"{path}.{name}", block.get(name))
     if kind == "tool_use":
@@ -220,7 +226,7 @@ def _tool(path: str, value: Any) -> dict[str, Any]:
     if kind not in (None, "custom"):
         message = f"{path}.type {kind!r} is not served: this server runs no tools of its own, only 'custom' ones are"
         raise InvalidRequest(message[:400], param=f"{path}.type", code="unsupported_parameter")
-    check_names(path, tool, _TOOL_FIELDS)
+    check_field_names(path, tool, _TOOL_FIELDS)
     function: dict[str, Any] = {"name": string_at(f"{path}.name", tool.get("name"))}
     if tool.get("description") is not None:
         function["description"] = string_at(f"{path}.description", tool["description"])
@@ -238,12 +244,12 @@ def parse_tool_choice(value: Any) -> ToolChoice:
     if value is None:
         return ToolChoice()
     given = object_at("tool_choice", value)
-    check_names("tool_choice", given, ("type", "name", "disable_parallel_tool_use"))
+    check_field_names("tool_choice", given, ("type", "name", "disable_parallel_tool_use"))
     kind = given.get("type")
     if not isinstance(kind, str) or kind not in _MODES:
-        raise wrong("tool_choice.type", f"one of {', '.join(_MODES)}", kind)
+        raise wrong_value("tool_choice.type", f"one of {', '.join(_MODES)}", kind)
     single = given.get("disable_parallel_tool_use")
     if single is not None and not isinstance(single, bool):
-        raise wrong("tool_choice.disable_parallel_tool_use", "a boolean", single)
+        raise wrong_value("tool_choice.disable_parallel_tool_use", "a boolean", single)
     name = string_at("tool_choice.name", given.get("name")) if kind == "tool" else None
     return ToolChoice(_MODES[kind], name, not single)

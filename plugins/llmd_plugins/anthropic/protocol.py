@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from llmd.api.v1 import InvalidRequest
-from llmd_plugins.anthropic.fields import Fields, Whole
+from llmd.api.v1 import (
+    InvalidRequest,
+    RequestFields,
+    Whole,
+)
 from llmd_plugins.anthropic.messages import (
     MESSAGES_SCHEMA,
     SYSTEM_SCHEMA,
@@ -52,7 +55,7 @@ Tools = Annotated[list[dict[str, Any]] | None, PlainValidator(parse_tools), With
 Choice = Annotated[ToolChoice, PlainValidator(parse_tool_choice), WithJsonSchema(_TOOL_CHOICE_SCHEMA)]
 
 
-class Thinking(Fields):
+class Thinking(RequestFields):
     """Whether the model may reason before it answers, and how long."""
 
     type: Literal["enabled", "disabled", "adaptive"]
@@ -67,27 +70,27 @@ class Thinking(Fields):
         return self
 
 
-class OutputFormat(Fields):
+class OutputFormat(RequestFields):
     """The JSON schema that the answer follows."""
 
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
-class OutputConfig(Fields):
+class OutputConfig(RequestFields):
     """How much effort, and in which format."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None
     format: OutputFormat | None = None
 
 
-class Metadata(Fields):
+class Metadata(RequestFields):
     """Accepted, without an effect here."""
 
     user_id: str | None = None
 
 
-class CountTokensRequest(Fields):
+class CountTokensRequest(RequestFields):
     """POST /v1/messages/count_tokens, and the part of a message's request that makes its prompt."""
 
     model: str

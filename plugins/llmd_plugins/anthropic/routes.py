@@ -21,7 +21,9 @@ from llmd.api.v1 import (
     StructuredOutputsParams,
     ToolCallDelta,
     json_response,
+    list_at,
     open_chat,
+    parse_request,
     read_json_object,
     receipt_of,
     render_conversation,
@@ -29,7 +31,6 @@ from llmd.api.v1 import (
 )
 from llmd_plugins.anthropic.blocks import Blocks, Event, content_of
 from llmd_plugins.anthropic.errors import error_body
-from llmd_plugins.anthropic.fields import list_at, parse
 from llmd_plugins.anthropic.messages import joined
 from llmd_plugins.anthropic.protocol import UNSERVED, CountTokensRequest, MessagesRequest
 
@@ -52,7 +53,7 @@ def messages(context: ServerContext) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         given = await read_json_object(request)
         list_at("messages", given.get("messages") or [], context.config.limits.max_messages)
-        body = parse(MessagesRequest, given, UNSERVED)
+        body = parse_request(MessagesRequest, given, UNSERVED)
         receipt = receipt_of(request)
         service = context.service(body.model)
         receipt.model = service.names[0]
@@ -73,7 +74,7 @@ def count_tokens(context: ServerContext) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         given = await read_json_object(request)
         list_at("messages", given.get("messages") or [], context.config.limits.max_messages)
-        body = parse(CountTokensRequest, given, UNSERVED)
+        body = parse_request(CountTokensRequest, given, UNSERVED)
         service = context.service(body.model)
         receipt_of(request).model = service.names[0]
         prompt = render_conversation(service, _chat_call(service, body, SamplingParams()))

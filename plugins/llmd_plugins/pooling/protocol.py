@@ -15,8 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from llmd.api.v1 import InvalidRequest
-from llmd_plugins.pooling.fields import shown
+from llmd.api.v1 import InvalidRequest, shown
 
 Text = str | list[int]
 

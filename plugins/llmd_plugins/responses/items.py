@@ -7,8 +7,14 @@ from typing import Any
 
 import orjson
 
-from llmd.api.v1 import InvalidRequest
-from llmd_plugins.responses.fields import check_names, list_at, object_at, string_at, wrong
+from llmd.api.v1 import (
+    InvalidRequest,
+    check_field_names,
+    list_at,
+    object_at,
+    string_at,
+    wrong_value,
+)
 
 MAX_ITEMS = 4096
 MAX_PARTS = 1024  # of one item
@@ -112,7 +118,7 @@ def parse_input(value: Any) -> list[dict[str, Any]]:
         value = [{"type": "message", "role": "user", "content": [{"type": "input_text", "text": value}]}]
     items = list_at("input", value, MAX_ITEMS)
     if not items:
-        raise wrong("input", "a string or a list of at least one item", value)
+        raise wrong_value("input", "a string or a list of at least one item", value)
     return [_item(f"input[{index}]", item) for index, item in enumerate(items)]
 
 
@@ -122,7 +128,7 @@ def _item(path: str, value: Any) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in _ITEMS:
         message = f"{path}.type must be one of {', '.join(_ITEMS)}: no other item is served, got {str(kind)[:80]!r}"
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_content")
-    check_names(path, item, _ITEMS[kind])
+    check_field_names(path, item, _ITEMS[kind])
     _CHECKS[kind](path, item)
     given_id = item.get("id")
     checked = {**item, "type": kind, "id": given_id if isinstance(given_id, str) else new_id(_PREFIXES[kind])}
@@ -134,7 +140,7 @@ def _item(path: str, value: Any) -> dict[str, Any]:
 
 def _check_message(path: str, item: dict[str, Any]) -> None:
     if item.get("role") not in ROLES:
-        raise wrong(f"{path}.role", f"one of {', '.join(ROLES)}", item.get("role"))
+        raise wrong_value(f"{path}.role", f"one of {', '.join(ROLES)}", item.get("role"))
     texts_of(f"{path}.content", item.get("content"))
 
 
@@ -176,7 +182,7 @@ def _part(path: str, value: Any) -> str:
         message = f"{path}.type is {kind!r}, and this model takes text only, no {_MEDIA_PARTS[kind]}"
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_content")
     if not isinstance(kind, str) or kind not in _TEXT_PARTS:
-        raise wrong(f"{path}.type", f"one of {', '.join(_TEXT_PARTS)}", kind)
+        raise wrong_value(f"{path}.type", f"one of {', '.join(_TEXT_PARTS)}", kind)
     name = _TEXT_PARTS[kind]
     return string_at(f"{path}.{name}", part.get(name))
 
@@ -257,14 +263,14 @@ def _tool(path: str, value: Any) -> dict[str, Any]:
     if kind != "function":
         message = f"{path}.type must be 'function': this server runs no tools of its own, got {str(kind)[:80]!r}"
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_parameter")
-    check_names(path, tool, _TOOL_FIELDS)
+    check_field_names(path, tool, _TOOL_FIELDS)
     string_at(f"{path}.name", tool.get("name"))
     if tool.get("description") is not None:
         string_at(f"{path}.description", tool["description"])
     if tool.get("parameters") is not None:
         object_at(f"{path}.parameters", tool["parameters"])
     if tool.get("strict") not in (None, True, False):
-        raise wrong(f"{path}.strict", "a boolean", tool["strict"])
+        raise wrong_value(f"{path}.strict", "a boolean", tool["strict"])
     return tool
 
 
@@ -280,5 +286,5 @@ def parse_tool_choice(value: Any) -> Any:
         return value
     allowed = "'none', 'auto', 'required' or {'type': 'function', 'name': …}"
     if not isinstance(value, dict) or value.get("type") != "function" or not isinstance(value.get("name"), str):
-        raise wrong("tool_choice", allowed, value)
+        raise wrong_value("tool_choice", allowed, value)
     return {"type": "function", "name": value["name"]}

@@ -7,8 +7,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from llmd.api.v1 import InvalidRequest
-from llmd_plugins.responses.fields import Fields, Whole
+from llmd.api.v1 import (
+    InvalidRequest,
+    RequestFields,
+    Whole,
+)
 from llmd_plugins.responses.items import INPUT_SCHEMA, TOOLS_SCHEMA, parse_input, parse_tool_choice, parse_tools
 
 # Fields that are known and not served, and the values of theirs that ask for nothing.
@@ -69,7 +72,7 @@ Include = Annotated[
 ResponseId = Annotated[str, Field(min_length=1, max_length=256)]
 
 
-class TextFormat(Fields):
+class TextFormat(RequestFields):
     """text, any JSON object, or JSON by a schema."""
 
     type: Literal["text", "json_object", "json_schema"] = "text"
@@ -86,14 +89,14 @@ class TextFormat(Fields):
         return self
 
 
-class TextConfig(Fields):
+class TextConfig(RequestFields):
     """How the text shall look."""
 
     format: TextFormat | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class Reasoning(Fields):
+class Reasoning(RequestFields):
     """How much to reason; a summary is never written: the reasoning itself is in the answer."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
@@ -101,13 +104,13 @@ class Reasoning(Fields):
     generate_summary: Literal["auto"] | None = None
 
 
-class StreamOptions(Fields):
+class StreamOptions(RequestFields):
     """Accepted, without an effect here."""
 
     include_obfuscation: bool | None = None
 
 
-class ResponseRequest(Fields):
+class ResponseRequest(RequestFields):
     """POST /v1/responses."""
 
     input: Input

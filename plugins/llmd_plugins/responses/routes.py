@@ -20,11 +20,12 @@ from llmd.api.v1 import (
     StructuredOutputsParams,
     json_response,
     open_chat,
+    parse_request,
     read_json_object,
     receipt_of,
     render_conversation,
+    wrong_value,
 )
-from llmd_plugins.responses.fields import parse, wrong
 from llmd_plugins.responses.items import chat_tool, messages_of
 from llmd_plugins.responses.protocol import UNSERVED, ResponseRequest
 from llmd_plugins.responses.reply import Reply
@@ -53,7 +54,7 @@ def create(context: ServerContext) -> Handler:
     store = store_of(context)
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        body = parse(ResponseRequest, await read_json_object(request), UNSERVED)
+        body = parse_request(ResponseRequest, await read_json_object(request), UNSERVED)
         receipt = receipt_of(request)
         service = context.service(body.model)
         receipt.model = service.names[0]
@@ -250,7 +251,7 @@ def input_items(context: ServerContext) -> Handler:
         if (after := request.query.get("after")) is not None:
             place = next((index for index, item in enumerate(items) if item["id"] == after), None)
             if place is None:
-                raise wrong("after", "the id of one of the items", after)
+                raise wrong_value("after", "the id of one of the items", after)
             items = items[place + 1 :]
         limit = _limit(request)
         page = items[:limit]
@@ -264,12 +265,12 @@ def input_items(context: ServerContext) -> Handler:
 def _order(request: web.Request) -> str:
     order = request.query.get("order", "desc")
     if order not in ("asc", "desc"):
-        raise wrong("order", "'asc' or 'desc'", order)
+        raise wrong_value("order", "'asc' or 'desc'", order)
     return order
 
 
 def _limit(request: web.Request) -> int:
     text = request.query.get("limit", "20")
     if not text.isascii() or not text.isdecimal() or len(text) > 4 or not 1 <= int(text) <= _MAX_PAGE:
-        raise wrong("limit", f"an integer between 1 and {_MAX_PAGE}", text)
+        raise wrong_value("limit", f"an integer between 1 and {_MAX_PAGE}", text)
     return int(text)

@@ -268,7 +268,7 @@ async def test_errors_as_the_client_catches_them(folder):
 
 
 async def test_overload_and_deadline_and_failure(folder):
-    config = {"server": {"request_timeout_s": 0.2}, "scheduler": {"max_waiting_requests": 1}}
+    config = {"server": {"request_timeout_s": 0.5}, "scheduler": {"max_waiting_requests": 1}}
     async with client(folder, config=config, step_s=0.02, max_num_seqs=1) as (api, model, _):
         model.say("Hello " * 100)
         results = await asyncio.gather(
@@ -289,10 +289,10 @@ async def test_leaving_frees_the_engine(folder):
         model.say("Hello " * 150)
         body = {"model": "tiny", "messages": HELLO, "max_tokens": 300, "stream": True}
         task = asyncio.ensure_future(call(url, "POST", "/v1/messages", body))
-        await until(lambda: model.service.engine.stats().num_running == 1)
+        await until(lambda: model.service.engine.stats().num_running == 1, 20)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: model.service.engine.stats().num_running == 0 and bool(seen))
+        await until(lambda: model.service.engine.stats().num_running == 0 and bool(seen), 20)
         assert (seen[0].status, seen[0].client_gone) == (499, True)
 
 

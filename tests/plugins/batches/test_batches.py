@@ -55,7 +55,7 @@ async def start(api, data, endpoint=CHAT):
 
 
 async def ended(api, batch):
-    for _ in range(400):
+    for _ in range(1500):
         batch = await api.batches.retrieve(batch.id)
         if batch.status in ("completed", "failed", "cancelled", "expired"):
             return batch
@@ -110,7 +110,9 @@ async def test_going_on_after_a_restart(folder, tmp_path):
     async with client(folder, tmp_path, {"max_concurrent": 2}, step_s=0.01) as (api, model, _):
         model.say("Hello!")
         batch = await start(api, lines_of(30))
-        await until(lambda: model.context.shared["batches"].records["batches"][batch.id]["request_counts"]["completed"] > 4)
+        await until(
+            lambda: model.context.shared["batches"].records["batches"][batch.id]["request_counts"]["completed"] > 4, 20
+        )
         waiting = await start(api, lines_of(1))
     journal = tmp_path / "batches" / f"{batch.id}.output"
     num_before = len(journal.read_bytes().splitlines())
@@ -132,7 +134,9 @@ async def test_cancelling(folder, tmp_path):
     async with client(folder, tmp_path, {"max_concurrent": 1}, step_s=0.01) as (api, model, _):
         model.say("Hello!")
         batch, waiting = await start(api, lines_of(200)), await start(api, lines_of(2))
-        await until(lambda: model.context.shared["batches"].records["batches"][batch.id]["request_counts"]["completed"] > 1)
+        await until(
+            lambda: model.context.shared["batches"].records["batches"][batch.id]["request_counts"]["completed"] > 1, 20
+        )
         assert (await api.batches.cancel(waiting.id)).status == "cancelled"
         with pytest.raises(openai.BadRequestError, match="has not ended"):
             await api.files.delete(batch.input_file_id)
@@ -149,7 +153,7 @@ async def test_others_go_first(folder, tmp_path):
     async with client(folder, tmp_path, {"max_concurrent": 4}, step_s=0.005, max_num_seqs=2) as (api, model, _):
         model.say("Hello " * 20)
         batch = await start(api, lines_of(12, max_tokens=40))
-        await until(lambda: model.service.engine.stats().num_running == 2)
+        await until(lambda: model.service.engine.stats().num_running == 2, 20)
         order = []
 
         async def ask():

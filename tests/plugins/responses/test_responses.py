@@ -222,7 +222,7 @@ async def test_background(folder):
         queued = await api.responses.create(model="tiny", input="x", background=True)
         assert (queued.status, queued.output) == ("queued", [])
         store = model.context.shared["responses"]
-        await until(lambda: not store.running)
+        await until(lambda: not store.running, 20)
         done = await api.responses.retrieve(queued.id)
         assert (done.status, done.output_text, done.background) == ("completed", "Hello", True)
         assert (await api.responses.cancel(queued.id)).status == "completed"
@@ -238,7 +238,7 @@ async def test_background(folder):
         assert (await api.responses.retrieve(long[0].id)).status == "in_progress"
         assert (await api.responses.cancel(long[0].id)).status == "cancelled"
         await api.responses.delete(long[1].id)
-        await until(lambda: not store.running and model.service.engine.stats().num_running == 0)
+        await until(lambda: not store.running and model.service.engine.stats().num_running == 0, 20)
         assert (await api.responses.retrieve(long[0].id)).status == "cancelled"
 
 
@@ -252,7 +252,7 @@ async def test_failures(folder):
         assert events[-1].response.status == "failed"
         assert "longer than" in events[-1].response.error.message
         queued = await api.responses.create(model="tiny", input="x", background=True)
-        await until(lambda: not model.context.shared["responses"].running)
+        await until(lambda: not model.context.shared["responses"].running, 20)
         assert (await api.responses.retrieve(queued.id)).status == "failed"
 
 
@@ -261,10 +261,10 @@ async def test_leaving_frees_the_engine(folder):
         seen = summaries_of(model.context)
         model.say("Hello " * 200)
         task = asyncio.ensure_future(call(url, "POST", "/v1/responses", {"input": "x", "stream": True}))
-        await until(lambda: model.service.engine.stats().num_running == 1)
+        await until(lambda: model.service.engine.stats().num_running == 1, 20)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
-        await until(lambda: model.service.engine.stats().num_running == 0 and bool(seen))
+        await until(lambda: model.service.engine.stats().num_running == 0 and bool(seen), 20)
         assert seen[0].client_gone
 
 
