@@ -106,6 +106,7 @@ class Grammars:
             self._cache.pop(key, None)
         except ValueError as error:  # it stays there: the same again is refused at once
             reason = f"cannot be used: {error}"
+            error.__traceback__ = None  # which would grow with every time it is raised
         raise InvalidRequest(f"{constraint.param} {reason}"[:2000], param=constraint.param) from None
 
     def _begin(self, key: tuple[str, str], constraint: Constraint) -> asyncio.Future[CompiledGrammar]:

@@ -64,7 +64,7 @@ def test_values_are_looked_at_where_they_stand():
         lambda: list_at("a", {}, 1),
         lambda: list_at("a", [1, 2], 1),
     ):
-        with pytest.raises(InvalidRequest, match="^a must"):
+        with pytest.raises(InvalidRequest, match=r"^a must"):
             call()
     check_field_names("tool", {"name": 1, "other": None}, ["name"])
     with pytest.raises(InvalidRequest, match=r"tool\.nmae.*did you mean 'name'"):

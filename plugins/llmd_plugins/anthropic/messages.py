@@ -4,14 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from llmd.api.v1 import (
-    InvalidRequest,
-    check_field_names,
-    list_at,
-    object_at,
-    string_at,
-    wrong_value,
-)
+from llmd.api.v1 import InvalidRequest, check_field_names, list_at, object_at, string_at, wrong_value
 
 MAX_BLOCKS = 4096  # of one message
 MAX_MESSAGES = 100_000

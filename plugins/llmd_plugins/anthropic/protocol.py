@@ -7,11 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from llmd.api.v1 import (
-    InvalidRequest,
-    RequestFields,
-    Whole,
-)
+from llmd.api.v1 import InvalidRequest, RequestFields, Whole
 from llmd_plugins.anthropic.messages import (
     MESSAGES_SCHEMA,
     SYSTEM_SCHEMA,

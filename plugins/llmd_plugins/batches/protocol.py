@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
+
+from llmd.api.v1 import RequestFields
+
+# known fields that are not served, and the values of theirs that ask for nothing
+UNSERVED: dict[str, tuple[()]] = {"output_expires_after": ()}
 
 
-class BatchRequest(BaseModel):
+class BatchRequest(RequestFields):
     """POST /v1/batches."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     input_file_id: str = Field(max_length=256)
     endpoint: Literal["/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses"]

@@ -7,11 +7,10 @@ from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
-from pydantic import ValidationError
 
-from llmd.api.v1 import InvalidRequest, json_response, read_json_object, receipt_of
+from llmd.api.v1 import InvalidRequest, json_response, parse_request, read_json_object, receipt_of
 from llmd_plugins.batches.pages import page_of
-from llmd_plugins.batches.protocol import BatchRequest
+from llmd_plugins.batches.protocol import UNSERVED, BatchRequest
 from llmd_plugins.batches.state import FINAL, Record, State, new_id, shown, state_of
 
 if TYPE_CHECKING:
@@ -27,7 +26,7 @@ def create_batch(context: ServerContext) -> Handler:
     state = state_of(context)
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        body = _parse(await read_json_object(request))
+        body = parse_request(BatchRequest, await read_json_object(request), UNSERVED)
         served = {spec.path for spec in context.routes}
         if body.endpoint not in served:
             raise InvalidRequest(f"endpoint {body.endpoint!r} is not served by this server", param="endpoint")
@@ -45,20 +44,6 @@ def create_batch(context: ServerContext) -> Handler:
 def runner_of(context: ServerContext) -> Any:
     """What works on the batches."""
     return context.shared["batches.runner"]
-
-
-def _parse(given: dict[str, Any]) -> BatchRequest:
-    try:
-        return BatchRequest.model_validate(given)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        path = ".".join(map(str, first["loc"]))[:80]
-        if first["type"] == "extra_forbidden":
-            raise InvalidRequest(f"unknown field {path!r}", param=path, code="unknown_parameter") from None
-        if first["type"] == "missing":
-            raise InvalidRequest(f"{path} is required", param=path, code="missing_required_parameter") from None
-        words = first["msg"].replace("Input should be", "must be")
-        raise InvalidRequest(f"{path} {words}, got {str(first['input'])[:80]!r}", param=path) from None
 
 
 def _new_batch(body: BatchRequest, file_id: str, key: str) -> Record:

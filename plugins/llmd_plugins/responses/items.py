@@ -7,14 +7,7 @@ from typing import Any
 
 import orjson
 
-from llmd.api.v1 import (
-    InvalidRequest,
-    check_field_names,
-    list_at,
-    object_at,
-    string_at,
-    wrong_value,
-)
+from llmd.api.v1 import InvalidRequest, check_field_names, list_at, object_at, string_at, wrong_value
 
 MAX_ITEMS = 4096
 MAX_PARTS = 1024  # of one item

@@ -7,11 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator, WithJsonSchema, model_validator
 
-from llmd.api.v1 import (
-    InvalidRequest,
-    RequestFields,
-    Whole,
-)
+from llmd.api.v1 import InvalidRequest, RequestFields, Whole
 from llmd_plugins.responses.items import INPUT_SCHEMA, TOOLS_SCHEMA, parse_input, parse_tool_choice, parse_tools
 
 # Fields that are known and not served, and the values of theirs that ask for nothing.
