@@ -58,7 +58,7 @@ async def open_chat(
 class _Choice:
     """One choice as it is read: its parser, and what its legs have cost."""
 
-    __slots__ = ("begun_calls", "ended", "index", "leg", "parser", "spent", "thought", "was_reasoning")
+    __slots__ = ("begun_calls", "ended", "index", "leg", "parser", "spent", "thought", "trims", "was_reasoning")
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -68,6 +68,7 @@ class _Choice:
         self.spent: list[int] = []  # tokens of the thinking leg
         self.thought = ""
         self.was_reasoning = False
+        self.trims = False  # white space between the thinking and the answer is part of neither
         self.ended = False
 
 
@@ -110,6 +111,8 @@ class ChatStream:
         if plan.thinking is None:
             await self._open(plan.prompt_ids or plan.prompt, plan.params, 0, is_thinking=False)
             return
+        if plan.is_constrained:  # what cannot be compiled is refused now, not after the thinking
+            await self._service.compile_constraint(plan.params, plan.constraint)
         for choice in self._choices:
             params = replace(self._params_of(choice), **plan.thinking.changes)
             await self._open(plan.prompt_ids or plan.prompt, params, choice.index, is_thinking=True)
@@ -144,6 +147,7 @@ class ChatStream:
             stream.close()
         for choice in self._choices[first : first + params.n]:
             choice.leg, choice.parser = leg, plan.parser(is_thinking=is_thinking, after_thinking=bool(choice.spent))
+            choice.trims = bool(choice.thought) and not is_thinking
         if self._listener is not None or self._waiter is not None:
             stream.listen(self._arrived)
             self._arrived()
@@ -280,6 +284,8 @@ class ChatStream:
         else:
             pieces = parser.feed(delta.text, delta.token_ids) if delta.text else []
             pieces += parser.finish() if ends else []
+        if choice.trims:
+            pieces = _trimmed(choice, pieces)
         self._count_reasoning(choice, pieces, delta)
         return self._news(choice, self._wanted(choice, pieces), delta, ends)
 
@@ -406,3 +412,16 @@ class ChatStream:
 
 def _discard(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
     tasks.discard(task)
+
+
+def _trimmed(choice: _Choice, pieces: list[ParsedDelta]) -> list[ParsedDelta]:
+    """The pieces without white space before the first that is more than that."""
+    kept = []
+    for piece in pieces:
+        if choice.trims and piece.tool_call is None:
+            piece = piece._replace(content=piece.content.lstrip())
+            if not piece.content:
+                continue
+        choice.trims = False
+        kept.append(piece)
+    return kept

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from llmd.config import Config, ModelConfig
 from llmd.engine.engine import Engine
 from llmd.engine.executor import Executor, LoadProgress
+from llmd.engine.grammar import CompiledGrammar
 from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.queue import WaitingQueue
 from llmd.engine.request import Prompt, Request
@@ -201,9 +202,7 @@ class ModelService:
         """
         self._check_params(params)
         token_ids = await self._token_ids(prompt, params.n, add_special_tokens)
-        if constraint is None and params.structured_outputs is not None:
-            constraint = constraint_of(params.structured_outputs)
-        grammar = await self._grammars.compile(constraint) if constraint is not None else None
+        grammar = await self.compile_constraint(params, constraint)
         request = Request(
             request_id=request_id,
             prompt=Prompt(token_ids),
@@ -217,6 +216,12 @@ class ModelService:
             deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
         )
         return self._add(request)
+
+    async def compile_constraint(self, params: SamplingParams, constraint: Constraint | None) -> CompiledGrammar | None:
+        """The grammar of a request, compiled or found in the cache; raises InvalidRequest for one that cannot be."""
+        if constraint is None and params.structured_outputs is not None:
+            constraint = constraint_of(params.structured_outputs)
+        return await self._grammars.compile(constraint) if constraint is not None else None
 
     async def embed(
         self,

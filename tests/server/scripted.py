@@ -46,6 +46,9 @@ class ScriptedService:
         self.arguments = arguments
         return f"{messages[-1]['content']}:{self.opening}"
 
+    async def compile_constraint(self, params, constraint):
+        return None
+
     async def generate(self, prompt, params, *, constraint=None, clip_max_tokens=False, request_id, **_):
         text = prompt if isinstance(prompt, str) else "".join(map(chr, prompt))
         self.asked.append((text, params, constraint))

@@ -8,6 +8,7 @@ import pytest
 from scripted import make_folder, scripted
 
 from llmd.engine.params import SamplingParams, StructuredOutputsParams
+from llmd.errors import InvalidRequest
 from llmd.server.chat import open_chat
 from llmd.server.chat_types import ChatCall
 
@@ -103,3 +104,15 @@ async def test_a_time_limit_covers_both_legs(folder):
         async with await open_chat(served.service, call, request_id="r", timeout_s=0.3) as chat:
             (answer,) = await chat.collect()
     assert answer.finish_reason == "timeout"
+
+
+async def test_white_space_behind_separate_thinking_is_part_of_neither(folder):
+    for stream in (False, True):
+        deltas, _ = await ask(folder, "\n\nSeven.", stream=stream, thinking_token_budget=50)
+        assert "".join(delta.content for delta in deltas) == "Seven."
+
+
+async def test_a_schema_that_cannot_compile_is_refused_before_the_thinking(folder):
+    params = SamplingParams(max_tokens=200, structured_outputs=StructuredOutputsParams(json={"type": "nothing"}))
+    with pytest.raises(InvalidRequest, match="nothing"):
+        await ask(folder, "7", params=params)

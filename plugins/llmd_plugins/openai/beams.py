@@ -20,10 +20,10 @@ from llmd.api.v1 import (
     beam_search,
     beam_text,
     refusal_of_end,
+    shown,
 )
 from llmd_plugins.openai.call import check_limits
 from llmd_plugins.openai.constraints import structured_of
-from llmd_plugins.openai.fields import shown
 
 if TYPE_CHECKING:
     from llmd.api.v1 import ChatAnswer, ChatCall

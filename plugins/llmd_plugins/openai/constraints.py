@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 
-from llmd.api.v1 import InvalidParams, InvalidRequest, StructuredOutputsParams
-from llmd_plugins.openai.fields import shown
+from llmd.api.v1 import InvalidParams, InvalidRequest, StructuredOutputsParams, shown
 from llmd_plugins.openai.messages import object_at, string_at, wrong
 
 if TYPE_CHECKING:

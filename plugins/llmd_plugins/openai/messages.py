@@ -6,8 +6,7 @@ from typing import Any
 
 import orjson
 
-from llmd.api.v1 import InvalidRequest
-from llmd_plugins.openai.fields import shown
+from llmd.api.v1 import InvalidRequest, shown
 
 MAX_PARTS = 1024  # of one message
 ROLES = ("system", "developer", "user", "assistant", "tool")

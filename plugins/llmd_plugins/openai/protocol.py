@@ -15,14 +15,13 @@ from pydantic import (
     model_validator,
 )
 
-from llmd.api.v1 import InvalidRequest
+from llmd.api.v1 import InvalidRequest, shown
 from llmd_plugins.openai.constraints import (
     RESPONSE_FORMAT_SCHEMA,
     STRUCTURED_SCHEMA,
     check_response_format,
     check_structured,
 )
-from llmd_plugins.openai.fields import shown
 from llmd_plugins.openai.messages import MESSAGES_SCHEMA, parse_messages
 from llmd_plugins.openai.tools import (
     FUNCTION_CALL_SCHEMA,

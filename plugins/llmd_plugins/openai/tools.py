@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from llmd.api.v1 import InvalidRequest
-from llmd_plugins.openai.fields import shown
+from llmd.api.v1 import InvalidRequest, shown
 from llmd_plugins.openai.messages import object_at, string_at, wrong
 
 MAX_TOOLS = 1024

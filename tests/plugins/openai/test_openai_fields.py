@@ -11,9 +11,10 @@ from server.serving import FakeService, call, make_context, serving
 from llmd.config import Config
 from llmd.engine.params import StructuredOutputsParams
 from llmd.errors import InvalidRequest
+from llmd.server.fields import field_path
 from llmd_plugins.openai import OpenAISettings
 from llmd_plugins.openai.constraints import structured_of
-from llmd_plugins.openai.fields import UNSERVED, field_path, parse
+from llmd_plugins.openai.fields import UNSERVED, parse
 from llmd_plugins.openai.protocol import ChatRequest, CompletionRequest
 
 HI = [{"role": "user", "content": "hi"}]
