@@ -10,12 +10,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmd.config import Config, ModelConfig
 from llmd.engine.engine import Engine
 from llmd.engine.executor import Executor, LoadProgress
-from llmd.engine.grammar import CompiledGrammar
 from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.queue import WaitingQueue
 from llmd.engine.request import Prompt, Request
@@ -29,6 +28,9 @@ from llmd.text.pooling import PoolingDefaults, read_pooling
 from llmd.text.stream import RequestStream
 from llmd.text.structured import Constraint, GrammarContext, Grammars, constraint_of, select_compilers
 from llmd.text.tokenizer import ASYNC_FROM_LENGTH, Tokenizer, check_unicode
+
+if TYPE_CHECKING:
+    from llmd.engine.grammar import CompiledGrammar
 
 logger = logging.getLogger(__name__)
 
