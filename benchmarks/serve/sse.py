@@ -43,6 +43,7 @@ class Pump:
         self.progress, self.created_s, self.engine = LoadProgress("ready", 1.0), time.time(), self
         self.failure: BaseException | None = None
         self.chat_template = SimpleNamespace(templates={})
+        self.parsers = SimpleNamespace(tool=None, reasoning=None)
         self.num_streams, self.num_tokens = num_streams, num_tokens
         self.streams: list[Any] = []
         self.outputs = self._text() if with_text else None
