@@ -70,7 +70,9 @@ def test_many_prompts_keep_their_order_and_params(llm):
 
 
 def test_logprobs(llm):
-    params = SamplingParams(temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1, ignore_eos=True)
+    params = SamplingParams(
+        temperature=0, max_tokens=4, logprobs=2, prompt_logprobs=1, ignore_eos=True, skip_special_tokens=False
+    )
     (output,) = llm.generate("Hello world", params, use_tqdm=False)
     completion = output.outputs[0]
     for token_id, entry in zip(completion.token_ids, completion.logprobs, strict=True):

@@ -170,7 +170,7 @@ async def test_json_schema(demo, strict):
         ({"guided_json": json.dumps(WEATHER), "guided_decoding_backend": "xgrammar"}, r"\{.*\}"),
         ({"guided_regex": "[0-9]{4}"}, "[0-9]{4}"),
         ({"guided_choice": ["red", "dark green"]}, "red|dark green"),
-        ({"guided_grammar": 'root ::= "x" | "y" root'}, "y*x"),
+        ({"guided_grammar": 'root ::= "x" | "y" tail\ntail ::= "x" | "z"'}, "x|y[xz]"),
         ({"structured_outputs": {"regex": "(ab){3}c"}}, "(ab){3}c"),
         ({"structured_outputs": {"json_object": True}}, r"\{.*\}"),
         ({"response_format": {"type": "json_object"}, "stop": ["}"], "include_stop_str_in_output": True}, r"\{[^}]*\}"),
