@@ -9,7 +9,7 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from llmd.config import CacheConfig, SchedulerConfig
@@ -274,8 +274,9 @@ class Engine:
         self._in_flight.popleft()
         done = time.perf_counter()
         self._times["wait"] += done - began
-        for index, message in masks.errors.items() if masks else ():
-            result.errors[step.plan.rows[step.plan.masked[index]]] = message
+        if masks is not None and masks.errors:  # a result is frozen: what the grammars add makes another
+            failed = {step.plan.rows[step.plan.masked[index]]: message for index, message in masks.errors.items()}
+            result = replace(result, errors={**result.errors, **failed})
         deltas = self._scheduler.commit(step, result)
         self._deltas += deltas
         self._fill_masks()

@@ -8,7 +8,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, get_args
+from typing import Any, Literal, Protocol
 
 from llmd.config import LimitsConfig
 from llmd.engine.grammar import CompiledGrammar
@@ -16,7 +16,6 @@ from llmd.engine.params import StructuredOutputsParams
 from llmd.errors import InvalidRequest
 
 ConstraintKind = Literal["json", "json_object", "regex", "choice", "grammar", "structural_tag"]
-CONSTRAINT_KINDS: tuple[ConstraintKind, ...] = get_args(ConstraintKind)
 
 
 @dataclass(frozen=True, slots=True)
