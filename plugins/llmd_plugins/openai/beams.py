@@ -41,6 +41,7 @@ class BeamSource:
     """What a receipt and the usage are told of a prompt whose beams have been searched."""
 
     queued_s = finished_s = None
+    sequences = ()
 
     def __init__(self, request_id: str, prompt: Sequence[int], num_output_tokens: int) -> None:
         self.request = Request(request_id=request_id, prompt=Prompt(tuple(prompt)), params=SamplingParams())

@@ -17,7 +17,6 @@ from llmd.api.v1 import (
     open_chat,
     receipt_of,
     refusal_of_end,
-    sse_event,
     wire_error,
 )
 from llmd_plugins.openai.constraints import structured_of
@@ -175,7 +174,7 @@ class Call:
     def note(self, index: int, deltas: Sequence[TextDelta | ChatDelta | ChatAnswer]) -> None:
         """Take down what the news of one prompt say beside their text. Raises what ended the request early."""
         for delta in deltas:
-            if delta.prompt_logprobs:
+            if delta.prompt_logprobs and not delta.index:  # every sequence scores the prompt anew: one is enough
                 self.prompt_logprobs[index].extend(delta.prompt_logprobs)
             if delta.finish_reason is not None:
                 self._ended(delta.finish_reason, delta.error)
@@ -234,7 +233,7 @@ class Call:
                 except Exception as error:  # noqa: BLE001  the status line is sent: an event is the only way to tell
                     answer = wire_error(error)
                     self.receipt.failed(answer, error)
-                    await events.send(sse_event(answer.body()) + events.DONE)
+                    await events.send(frames.error(answer) + events.DONE)
         finally:
             self.close()
         return events.response

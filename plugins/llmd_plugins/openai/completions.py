@@ -135,10 +135,11 @@ class Answer:
         output, offsets = ([], []) if self.is_prompt_only else (delta.logprobs or [], delta.text_offsets or [])
         if not self.body.echo:
             return self.logprobs.completion(output, offsets) if output or is_first else None
-        start = len(self.echoed(prompt_index))
-        form = self.logprobs.completion(output, [start + offset for offset in offsets])
+        echoed = self.echoed(prompt_index)
+        form = self.logprobs.completion(output, [len(echoed) + offset for offset in offsets])
         if is_first:
-            prompt = self.logprobs.echo(self.prompt_token_ids(prompt_index)[0], self.call.prompt_logprobs[prompt_index])
+            scores = self.call.prompt_logprobs[prompt_index]
+            prompt = self.logprobs.echo(self.prompt_token_ids(prompt_index), scores, echoed)
             form = {name: prompt[name] + form[name] for name in form}
         return form if form["tokens"] else None
 

@@ -14,6 +14,7 @@ from llmd.api.v1 import sse_event
 from llmd_plugins.openai.logprobs import LogprobFormat
 
 if TYPE_CHECKING:
+    from llmd.api.v1 import WireError
     from llmd_plugins.openai.call import Call
 
 _dumps = orjson.dumps
@@ -81,6 +82,10 @@ class Frames:
         if not self.wants_usage:
             return b""
         return sse_event(self._envelope + b'],"usage":' + _dumps(self.usage()) + b"}")
+
+    def error(self, answer: WireError) -> bytes:
+        """The event of what ended the stream early, with the tokens that were counted until then."""
+        return sse_event(answer.body()[:-1] + b',"usage":' + _dumps(self.usage()) + b"}")
 
     def usage(self) -> dict[str, Any]:
         """Tokens so far."""

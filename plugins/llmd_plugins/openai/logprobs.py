@@ -62,13 +62,20 @@ class LogprobFormat:
             alternatives.setdefault(self._token(token_id)[0], logprob)
         return alternatives
 
-    def echo(self, first_token_id: int, entries: Sequence[TokenLogprobs]) -> dict[str, Any]:
-        """`logprobs` of a prompt: nothing predicts its first token."""
-        tokens = [self._token(token_id)[0] for token_id in (first_token_id, *(entry.token_id for entry in entries))]
-        lengths = [len(token) for token in tokens]
-        form = self.completion(entries, list(accumulate(lengths[:-1])))
-        first = {"text_offset": 0, "token_logprobs": None, "tokens": tokens[0], "top_logprobs": None}
+    def echo(self, token_ids: Sequence[int], entries: Sequence[TokenLogprobs], text: str) -> dict[str, Any]:
+        """`logprobs` of a prompt that is shown as `text`: nothing predicts its first token."""
+        offset, *offsets = self._offsets(token_ids, text)
+        form = self.completion(entries, offsets)
+        token = self._token(token_ids[0])[0]
+        first = {"text_offset": offset, "token_logprobs": None, "tokens": token, "top_logprobs": None}
         return {name: [value, *form[name]] for name, value in first.items()}
+
+    def _offsets(self, token_ids: Sequence[int], text: str) -> list[int]:
+        """Where each token begins in `text`, which may lack what the tokenizer put in front of it (BOS): that is at 0."""
+        detokenizer = self._service.tokenizer.detokenizer((), skip_special_tokens=False)
+        lengths = [len(detokenizer.feed((token_id,))) for token_id in token_ids]
+        num_hidden = max(0, sum(lengths) + len(detokenizer.finish()) - len(text))
+        return [min(max(0, start - num_hidden), len(text)) for start in accumulate(lengths[:-1], initial=0)]
 
     # --- vLLM's prompt_logprobs
 

@@ -78,6 +78,16 @@ def _get(summary: str, schema: dict[str, Any]) -> dict[str, Any]:
     return {"summary": summary, "tags": [_TAG], "responses": responses}
 
 
+def tokenizer_info() -> dict[str, Any]:
+    """GET /tokenizer_info."""
+    text = {"type": ["string", "null"]}
+    properties = {"bos_token": text, "eos_token": text, "chat_template": text}
+    operation = _get("What the tokenizer's files say", {"type": "object", "properties": properties})
+    operation["parameters"] = [{"name": "model", "in": "query", "schema": {"type": "string"}}]
+    operation["responses"].update(error_responses("404"))
+    return operation
+
+
 def completions() -> dict[str, Any]:
     """POST /v1/completions."""
     return json_operation("Continue a prompt", CompletionRequest, _answer("text_completion"), tag=_TAG, streams=True)

@@ -1,4 +1,4 @@
-"""POST /tokenize and /detokenize, in vLLM's shapes."""
+"""POST /tokenize and /detokenize, GET /tokenizer_info, in vLLM's shapes."""
 
 from __future__ import annotations
 
@@ -63,5 +63,20 @@ def detokenize(context: ServerContext) -> Handler:
                 raise InvalidParams(f"tokens[{index}]", token_id, f"between 0 and {size - 1}")
         text = service.tokenizer.decode(body.tokens, skip_special_tokens=False)
         return json_response({"prompt": text})
+
+    return handle
+
+
+def tokenizer_info(context: ServerContext) -> Handler:
+    """The handler: what tokenizer_config.json says, and the chat template as it is used."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        service = context.service(request.query.get("model"))
+        receipt_of(request).model = service.names[0]
+        tokenizer = service.tokenizer
+        names = {"bos_token": tokenizer.bos_token_id, "eos_token": tokenizer.eos_token_id}
+        texts = {name: None if token_id is None else tokenizer.token_text(token_id) for name, token_id in names.items()}
+        template = service.chat_template.templates.get("default")
+        return json_response({**tokenizer.config, **texts, "chat_template": template})
 
     return handle

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from plugins.openai.demo_served import demo_served
 from server.serving import FakeService, call, make_context, serving
 
 
@@ -34,6 +35,16 @@ async def test_back_to_text():
     _, there = await post("/tokenize", {"prompt": "a b"}, service)
     assert await post("/detokenize", {"tokens": there["tokens"]}, service) == (200, {"prompt": "a b"})
     assert await post("/detokenize", {"tokens": []}, service) == (200, {"prompt": ""})
+
+
+async def test_tokenizer_info():
+    async with demo_served() as (_, url):
+        answer = await call(url, "GET", "/tokenizer_info?model=demo")
+        missing = await call(url, "GET", "/tokenizer_info?model=nobody")
+        ids = (await call(url, "POST", "/tokenize", {"prompt": answer.json()["eos_token"]})).json()["tokens"]
+    assert (answer.status, missing.status) == (200, 404)
+    assert len(ids) == 1, "the end token is one token"
+    assert "{%" in answer.json()["chat_template"]
 
 
 async def test_refusals():
