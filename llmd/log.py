@@ -1,4 +1,4 @@
-"""Log lines on stderr, as text or JSON, each with the id of the request that it is about."""
+"""Log lines on stderr, as text or JSON, or entries of the journal: each with the id of the request that it is about."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, TextIO
 import orjson
 
 from llmd.config import LogConfig
+from llmd.journald import JournalHandler, is_journal
 
 # set by the HTTP layer around the handling of a request
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("llmd_request_id", default="")
@@ -80,11 +81,34 @@ class _Stderr(logging.StreamHandler):
             super().emit(record)
 
 
-def setup(config: LogConfig) -> None:
-    """Send all log lines to stderr in the form that the configuration wants; may be called again."""
+def _all_extras(record: logging.LogRecord) -> dict[str, Any]:
+    return {"request_id": _request_id(record), **_extra(record)}
+
+
+def _leads_to_journal() -> bool:
+    """Whether stderr is the journal; it may be no file at all."""
+    try:
+        descriptor = sys.stderr.fileno()
+    except (AttributeError, OSError, ValueError):
+        return False
+    return sys.platform == "linux" and is_journal(descriptor)
+
+
+def _handler(form: str) -> logging.Handler:
+    if form == "journald" or (form == "auto" and _leads_to_journal()):
+        return JournalHandler(_all_extras, TextFormatter())
     handler = _Stderr()
-    handler.setFormatter(JsonFormatter() if config.format == "json" else TextFormatter())
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter())
+    return handler
+
+
+def setup(config: LogConfig) -> None:
+    """Send all log lines where and in the form that the configuration wants; may be called again."""
+    handler = _handler(config.format)
     root = logging.getLogger()
+    for before in root.handlers:
+        if isinstance(before, JournalHandler):
+            before.close()
     root.handlers = [handler]
     root.setLevel(logging.WARNING)
     logging.captureWarnings(True)

@@ -6,113 +6,69 @@ when it ends. Nothing here runs per token.
 
 from __future__ import annotations
 
+import logging
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmd._version import __version__
+from llmd.metrics_tables import ALWAYS_ZERO, HISTOGRAM_ALIASES, HISTOGRAMS, READINGS, STEP_TOKENS
 
 if TYPE_CHECKING:
     from llmd.plugin.specs import RequestSummary
 
+log = logging.getLogger(__name__)
+
 CONTENT_TYPE = CONTENT_TYPE_LATEST
+MAX_USAGE_ROWS = 512  # of each kind; who comes later is counted together
+OTHER = "(other)"
+ANONYMOUS = "(anonymous)"
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})  # a client may invent others
+_OWN: dict[str, str] = {}
+_TWIN = {"engine": "0"}  # further labels of vLLM's names
 
 
-class Reading(NamedTuple):
-    """One figure of EngineStats and how it is published."""
+class _Guard:
+    """A collector that never raises: what it could not tell is left out, with one line in the log."""
 
-    name: str
-    field: str
-    help: str
-    is_counter: bool = False
-    has_twin: bool = False
+    def __init__(self, collector: Any) -> None:
+        self._collector = collector
+        self._has_failed = False
+
+    def __getattr__(self, name: str) -> Any:  # `describe`, where the collector has one
+        return getattr(self._collector, name)
+
+    def collect(self) -> list[Metric]:
+        try:
+            return list(self._collector.collect())
+        except Exception as error:  # noqa: BLE001 - a plugin's figures must not cost all the others
+            if not self._has_failed:
+                log.warning("the collector %s raised %s: %s", type(self._collector).__name__, type(error).__name__, error)
+            self._has_failed = True
+            return []
 
 
-READINGS = (
-    Reading("num_requests_running", "num_running", "Sequences that hold a row.", has_twin=True),
-    Reading("num_requests_waiting", "num_waiting", "Sequences that wait for a row.", has_twin=True),
-    Reading("num_waiting_tokens", "num_waiting_tokens", "Prompt tokens of the sequences that wait."),
-    Reading("kv_cache_usage_perc", "kv_usage", "Share of KV blocks in use, 0 to 1.", has_twin=True),
-    Reading("kv_blocks", "num_blocks", "KV blocks of the pool."),
-    Reading("kv_blocks_free", "num_free_blocks", "KV blocks that no sequence holds."),
-    Reading("prefix_cache_queries", "prefix_queries", "Prompt tokens looked up in the prefix cache.", True, True),
-    Reading("prefix_cache_hits", "prefix_hits", "Prompt tokens found in the prefix cache.", True, True),
-    Reading("num_preemptions", "num_preemptions", "Sequences that had to give their blocks back.", True, True),
-    Reading("prompt_tokens", "num_prompt_tokens", "Prompt tokens computed.", True, True),
-    Reading("generation_tokens", "num_output_tokens", "Tokens generated.", True, True),
-    Reading("steps", "num_steps", "Steps run.", True),
-    Reading("sequences_admitted", "admitted", "Sequences that entered the engine.", True),
-    Reading("sequences_finished", "finished", "Sequences that ended.", True),
-    Reading("schedule_seconds", "schedule_s", "Time spent planning steps.", True),
-    Reading("commit_seconds", "commit_s", "Time spent taking results in.", True),
-    Reading("publish_seconds", "publish_s", "Time spent making text of results.", True),
-    Reading("wait_seconds", "wait_s", "Time spent waiting for the device.", True),
-)
+class GuardedRegistry(CollectorRegistry):
+    """A registry in which a collector that raises loses its own figures and no others."""
 
-_FIRST_TOKEN_S = (
-    0.001,
-    0.005,
-    0.01,
-    0.02,
-    0.04,
-    0.06,
-    0.08,
-    0.1,
-    0.25,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-    160,
-    640,
-    2560,
-)
-_TOKEN_S = (
-    0.001,
-    0.0025,
-    0.005,
-    0.01,
-    0.025,
-    0.05,
-    0.075,
-    0.1,
-    0.15,
-    0.2,
-    0.3,
-    0.4,
-    0.5,
-    0.75,
-    1,
-    2.5,
-    5,
-    7.5,
-    10,
-    20,
-    40,
-    80,
-)
-_REQUEST_S = (0.05, 0.1, 0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680)
-_TOKENS = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000, 20000, 50000, 100000, 200000, 500000)
+    def __init__(self) -> None:
+        super().__init__()
+        self._guards: dict[Any, _Guard] = {}
 
-HISTOGRAMS: dict[str, tuple[str, Sequence[float]]] = {
-    "time_to_first_token_seconds": ("From the request's arrival to its first token.", _FIRST_TOKEN_S),
-    "inter_token_latency_seconds": ("Between two pieces of output of one sequence.", _TOKEN_S),
-    "time_per_output_token_seconds": ("Mean time a token after the first, one figure a request.", _TOKEN_S),
-    "e2e_request_latency_seconds": ("From arrival to the end.", _REQUEST_S),
-    "request_queue_time_seconds": ("From arrival until a row was given.", _REQUEST_S),
-    "request_prompt_tokens": ("Prompt tokens of a request.", _TOKENS),
-    "request_generation_tokens": ("Tokens generated for a request.", _TOKENS),
-}
+    def register(self, collector: Any) -> None:
+        """Add a collector."""
+        guard = _Guard(collector)
+        super().register(guard)
+        self._guards[collector] = guard
+
+    def unregister(self, collector: Any) -> None:
+        """Take a collector out."""
+        super().unregister(self._guards.pop(collector))
 
 
 class Histogram:
@@ -140,27 +96,74 @@ class Histogram:
         return rows
 
 
+class Usage:
+    """What each key or adapter has used of each model: a bounded table."""
+
+    FIELDS = ("requests", "prompt_tokens", "cached_tokens", "output_tokens")
+
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.rows: dict[tuple[str, str], list[int]] = {}
+
+    def count(self, name: str, summary: RequestSummary) -> None:
+        """Add an ended request."""
+        key = (name, summary.model)
+        if key not in self.rows and len(self.rows) >= MAX_USAGE_ROWS:
+            key = (OTHER, summary.model)
+        row = self.rows.setdefault(key, [0, 0, 0, 0])
+        row[0] += 1
+        row[1] += summary.num_prompt_tokens
+        row[2] += summary.num_cached_tokens
+        row[3] += summary.num_output_tokens
+
+    def table(self) -> list[dict[str, Any]]:
+        """The rows as plain data."""
+        return [
+            {self.what: name, "model": model, **dict(zip(self.FIELDS, row, strict=True))}
+            for (name, model), row in self.rows.items()
+        ]
+
+    def collect(self) -> Iterator[Metric]:
+        """One counter for each column."""
+        for index, field in enumerate(self.FIELDS):
+            text = f"{field.replace('_', ' ').capitalize()} by {self.what}."
+            family = CounterMetricFamily(f"llmd_{self.what}_{field}", text, labels=[self.what, "model_name"])
+            for labels, row in self.rows.items():
+                family.add_metric(labels, row[index])
+            yield family
+
+
 class Metrics:
     """The figures of one app. `models` yields what is served, each with `names` and `engine.stats()`."""
 
     def __init__(self, models: Callable[[], Iterable[Any]] = tuple) -> None:
         self.models = models
-        self.registry = CollectorRegistry()
+        self.registry: CollectorRegistry = GuardedRegistry()
         self._histograms: dict[tuple[str, str], Histogram] = {}
         self._success: dict[tuple[str, str], int] = {}
         self._http: dict[tuple[str, str, str], int] = {}
+        self._usage = {"key": Usage("key"), "adapter": Usage("adapter")}
         self.registry.register(self)
 
     def render(self) -> bytes:
         """The page that Prometheus scrapes."""
         return generate_latest(self.registry)
 
+    def usage(self, what: str) -> list[dict[str, Any]]:
+        """Requests and tokens by "key" or by "adapter", and model."""
+        return self._usage[what].table()
+
     # --- counting
 
     def observe(self, summary: RequestSummary) -> None:
         """Count one ended request."""
-        http = (summary.facts.get("method", ""), summary.route, str(summary.status))
+        method = summary.facts.get("method", "")
+        http = (method if method in _METHODS else OTHER, summary.route, str(summary.status))
         self._http[http] = self._http.get(http, 0) + 1
+        if summary.model:
+            self._usage["key"].count(summary.key or ANONYMOUS, summary)
+            if summary.adapter:
+                self._usage["adapter"].count(summary.adapter, summary)
         if not summary.finish_reasons:
             return
         for reason in summary.finish_reasons:
@@ -183,27 +186,23 @@ class Metrics:
 
     def collect(self) -> Iterator[Metric]:
         """Every family, in a stable order."""
-        yield from self._collect_engines()
+        models = [model for model in self.models() if model.state != "loading"]
+        readings = [(model.names[0], model.engine.stats()) for model in models]
+        yield from _collect_readings(readings)
+        yield from _collect_steps(readings)
+        yield from _collect_adapters(models)
         yield from self._collect_requests()
         yield from self._collect_histograms()
+        for usage in self._usage.values():
+            yield from usage.collect()
         info = GaugeMetricFamily("llmd_build_info", "The running version.", labels=["version"])
         info.add_metric([__version__], 1)
         yield info
 
-    def _collect_engines(self) -> Iterator[Metric]:
-        readings = [(model.names[0], model.engine.stats()) for model in self.models() if model.state != "loading"]
-        for reading in READINGS:
-            kind = CounterMetricFamily if reading.is_counter else GaugeMetricFamily
-            for prefix, extra in _prefixes(reading.has_twin):
-                family = kind(prefix + reading.name, reading.help, labels=["model_name", *extra])
-                for name, stats in readings:
-                    family.add_metric([name, *extra.values()], getattr(stats, reading.field))
-                yield family
-
     def _collect_requests(self) -> Iterator[Metric]:
-        for prefix, extra in _prefixes(True):
+        for full_name, extra in _names("request_success", True):
             labels = ["model_name", *extra, "finished_reason"]
-            family = CounterMetricFamily(prefix + "request_success", "Sequences by how they ended.", labels=labels)
+            family = CounterMetricFamily(full_name, "Sequences by how they ended.", labels=labels)
             for (model, reason), count in self._success.items():
                 family.add_metric([model, *extra.values(), reason], count)
             yield family
@@ -214,31 +213,82 @@ class Metrics:
 
     def _collect_histograms(self) -> Iterator[Metric]:
         for name, (text, _) in HISTOGRAMS.items():
-            for prefix, extra in _prefixes(True):
-                family = HistogramMetricFamily(prefix + name, text, labels=["model_name", *extra])
+            for full_name, extra in _names(name, True, HISTOGRAM_ALIASES.get(name, ())):
+                family = HistogramMetricFamily(full_name, text, labels=["model_name", *extra])
                 for (metric, model), histogram in self._histograms.items():
                     if metric == name:
                         family.add_metric([model, *extra.values()], histogram.buckets(), histogram.total)
                 yield family
 
 
-def _prefixes(has_twin: bool) -> list[tuple[str, dict[str, str]]]:
-    """Name prefix and further labels of each form in which a figure appears."""
-    own: tuple[str, dict[str, str]] = ("llmd_", {})
-    return [own, ("vllm:", {"engine": "0"})] if has_twin else [own]
+def _names(name: str, has_twin: bool, aliases: Sequence[str] = ()) -> list[tuple[str, dict[str, str]]]:
+    """The full names under which a figure appears, each with its further labels."""
+    twins = (name, *aliases) if has_twin else ()
+    return [(f"llmd_{name}", _OWN), *((f"vllm:{twin}", _TWIN) for twin in twins)]
+
+
+def _collect_readings(readings: Sequence[tuple[str, Any]]) -> Iterator[Metric]:
+    for reading in READINGS:
+        kind = CounterMetricFamily if reading.is_counter else GaugeMetricFamily
+        for full_name, extra in _names(reading.name, reading.has_twin, reading.aliases):
+            family = kind(full_name, reading.help, labels=["model_name", *extra])
+            for name, stats in readings:
+                family.add_metric([name, *extra.values()], getattr(stats, reading.field))
+            yield family
+    for twin, text in ALWAYS_ZERO.items():
+        family = GaugeMetricFamily(f"vllm:{twin}", text, labels=["model_name", *_TWIN])
+        for name, _ in readings:
+            family.add_metric([name, *_TWIN.values()], 0)
+        yield family
+
+
+def _collect_steps(readings: Sequence[tuple[str, Any]]) -> Iterator[Metric]:
+    """Tokens a step, which vLLM calls iteration_tokens_total."""
+    for full_name, extra in (("llmd_step_tokens", _OWN), ("vllm:iteration_tokens_total", _TWIN)):
+        family = HistogramMetricFamily(full_name, "Tokens computed by a step.", labels=["model_name", *extra])
+        for name, stats in readings:
+            family.add_metric([name, *extra.values()], _step_buckets(stats.step_sizes), stats.num_step_tokens)
+        yield family
+
+
+def _step_buckets(sizes: Sequence[int]) -> list[tuple[str, float]]:
+    """Counts by powers of two as cumulative buckets."""
+    rows = [(str(float(bound)), float(sum(sizes[: bound.bit_length()]))) for bound in STEP_TOKENS]
+    return [*rows, ("+Inf", float(sum(sizes)))]
+
+
+def _collect_adapters(models: Sequence[Any]) -> Iterator[Metric]:
+    """vLLM's way to tell a router which adapters are in use: names in labels, the time as the value."""
+    labels = ["max_lora", "waiting_lora_adapters", "running_lora_adapters"]
+    family = GaugeMetricFamily("vllm:lora_requests_info", "Adapters of running and waiting sequences.", labels=labels)
+    for model in models:
+        if model.state == "failed":
+            continue  # perhaps before it had loaded
+        running, waiting = model.engine.adapters()
+        limit = str(model.engine.info.max_loras)
+        family.add_metric([limit, ",".join(sorted(waiting)), ",".join(sorted(running))], time.time())
+    yield family
 
 
 def _observations(summary: RequestSummary) -> Iterator[tuple[str, Iterable[float]]]:
     """What one request adds to which histogram."""
+    facts = summary.facts
     yield "e2e_request_latency_seconds", (summary.e2e_s,)
     yield "request_queue_time_seconds", (summary.queue_s,)
     yield "request_prompt_tokens", (summary.num_prompt_tokens,)
     yield "request_generation_tokens", (summary.num_output_tokens,)
-    yield "inter_token_latency_seconds", summary.facts.get("itl_s", ())
+    yield "inter_token_latency_seconds", facts.get("itl_s", ())
+    yield "request_params_n", facts.get("n", ())
+    yield "request_params_max_tokens", facts.get("max_tokens", ())
+    if summary.prefill_s is not None and summary.decode_s is not None:
+        yield "request_prefill_time_seconds", (summary.prefill_s,)
+        yield "request_decode_time_seconds", (summary.decode_s,)
+        yield "request_inference_time_seconds", (summary.prefill_s + summary.decode_s,)
     if summary.ttft_s is None:
         return
     yield "time_to_first_token_seconds", (summary.ttft_s,)
     num_later = summary.num_output_tokens - len(summary.finish_reasons)
     if num_later > 0:
         # with several sequences in step, each made its share of the tokens in the same time
-        yield "time_per_output_token_seconds", ((summary.e2e_s - summary.ttft_s) * len(summary.finish_reasons) / num_later,)
+        mean_s = (summary.e2e_s - summary.ttft_s) * len(summary.finish_reasons) / num_later
+        yield "request_time_per_output_token_seconds", (mean_s,)

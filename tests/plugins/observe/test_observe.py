@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
+import time
+from types import SimpleNamespace
 
+import pytest
 from server.serving import FakeService, FakeStats, call, make_context, serving
 
 from llmd.config import Config
+from llmd.engine.executor import ExecutorInfo
 from llmd.plugin.specs import RequestSummary
-from llmd_plugins.observe import access_log, process_metrics, stats_log
+from llmd_plugins.observe import access_log, daemon_metrics, process_metrics, stats_log
 
 
 def summary(**changes):
@@ -56,16 +61,79 @@ async def test_process_metrics_are_in_metrics():
     }
     async with serving(make_context(**specs)) as url:
         text = (await call(url, "GET", "/metrics")).body.decode()
-    for name in ("process_cpu_seconds_total", "process_resident_memory_bytes", "python_gc_collections_total",
-                 "llmd_event_loop_lag_seconds"):  # fmt: skip
+    for name in (
+        "process_cpu_seconds_total", "process_resident_memory_bytes", "python_gc_collections_total",
+        "llmd_event_loop_lag_seconds_count", "llmd_event_loop_lag_max_seconds", "llmd_gil_lag_seconds_count",
+    ):  # fmt: skip
         assert f"\n{name}" in text
 
 
-def test_loop_lag_starts_anew_after_a_scrape():
-    lag = process_metrics.LoopLag()
-    lag.worst_s = 0.25
-    assert [family.samples[0].value for family in lag.collect()] == [0.25]
-    assert [family.samples[0].value for family in lag.collect()] == [0.0]
+def test_the_worst_lag_starts_anew_after_a_scrape():
+    lag = process_metrics.Lag("event_loop_lag", "Late.")
+    for late_s in (0.0004, 0.003, 0.25, -0.001):
+        lag.note(late_s)
+    histogram, worst = lag.collect()
+    buckets = {sample.labels["le"]: sample.value for sample in histogram.samples if sample.name.endswith("_bucket")}
+    assert (buckets["0.001"], buckets["0.005"], buckets["+Inf"]) == (2, 3, 4)
+    assert worst.samples[0].value == 0.25
+    assert next(iter(list(lag.collect())[1].samples)).value == 0.0
+
+
+async def test_a_blocked_loop_is_late():
+    lag = process_metrics.Lag("event_loop_lag", "Late.")
+    task = asyncio.create_task(process_metrics.watch_loop(lag))
+    await asyncio.sleep(0.01)
+    time.sleep(0.3)
+    await asyncio.sleep(0.1)
+    task.cancel()
+    assert lag.worst_s > 0.15
+
+
+def test_a_thread_that_cannot_go_on_is_late(monkeypatch):
+    stopped, lag = threading.Event(), process_metrics.Lag("gil_lag", "Late.")
+    clock = iter([0.0, 0.45, 1.0])
+
+    def monotonic():
+        return next(clock)
+
+    monkeypatch.setattr(process_metrics, "time", SimpleNamespace(monotonic=monotonic))
+    monkeypatch.setattr(stopped, "wait", lambda seconds: lag.worst_s > 0)
+    process_metrics.watch_gil(lag, stopped)
+    assert lag.worst_s == pytest.approx(0.4)
+
+
+async def test_daemon_metrics_are_in_metrics():
+    rows = [{"state": "loaded"}, {"state": "loaded"}, {"state": "failed"}]
+    context = make_context(metric_specs=daemon_metrics.llmd_register_metrics(), plugin_status=lambda: rows)
+    async with serving(context) as url:
+        text = (await call(url, "GET", "/metrics")).body.decode()
+        before = daemon_metrics.config_hash(context.config)
+        context.config = Config.model_validate({"log": {"level": "debug"}})
+        later = (await call(url, "GET", "/metrics")).body.decode()
+    lines = text.splitlines()
+    assert 'llmd_state{state="ready"} 1.0' in lines
+    assert 'llmd_state{state="failed"} 0.0' in lines
+    assert 'llmd_model_state{model_name="fake",state="ready"} 1.0' in lines
+    assert 'llmd_plugins{state="loaded"} 2.0' in lines
+    assert 'llmd_plugins{state="failed"} 1.0' in lines
+    assert 'llmd_memory_bandwidth_bytes_per_second{model_name="fake"} 1e+09' in lines
+    assert f'llmd_config_info{{hash="{before}"}} 1.0' in lines
+    assert before not in later
+    assert any(line.startswith("vllm:cache_config_info{") and 'num_gpu_blocks="64"' in line for line in lines)
+
+
+def test_the_config_hash_tells_no_secret():
+    keys = [Config.model_validate({"server": {"api_keys": [key]}}) for key in ("one", "two")]
+    assert daemon_metrics.config_hash(keys[0]) == daemon_metrics.config_hash(keys[1])
+    assert len(daemon_metrics.config_hash(keys[0])) == 12
+
+
+def test_bytes_read_are_weights_and_kv():
+    info = ExecutorInfo(
+        num_blocks=10, block_size=4, max_num_seqs=1, max_model_len=8, vocab_size=9, weights_bytes=1000, kv_bytes=800
+    )
+    stats = FakeStats(num_steps=3, num_context_tokens=50)
+    assert daemon_metrics.read_bytes(info, stats) == 3 * 1000 + 50 * 20
 
 
 def test_stats_line():
