@@ -1,4 +1,4 @@
-"""llmd: a serving daemon for language models. Importing it is quick; LLM and SamplingParams load what they need."""
+"""llmd: a serving daemon for language models. Importing it is quick; its names load what they need."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from llmd._version import __version__
 if TYPE_CHECKING:
     from llmd.daemon import serve
     from llmd.engine.params import BeamSearchParams, PoolingParams, SamplingParams, StructuredOutputsParams
-    from llmd.offline import LLM
+    from llmd.offline import LLM, AsyncLLM
 
 __all__ = [
-    "LLM", "BeamSearchParams", "PoolingParams", "SamplingParams", "StructuredOutputsParams", "__version__", "serve",
+    "LLM", "AsyncLLM", "BeamSearchParams", "PoolingParams", "SamplingParams", "StructuredOutputsParams",
+    "__version__", "serve",
 ]  # fmt: skip
 
 _HOME = {
+    "AsyncLLM": "llmd.offline",
     "BeamSearchParams": "llmd.engine.params",
     "LLM": "llmd.offline",
     "PoolingParams": "llmd.engine.params",

@@ -237,3 +237,42 @@ def test_shutdown_ends_the_thread():
     with pytest.raises(RuntimeError, match="shut down"):
         llm.generate("x", GREEDY)
     assert threading.active_count() <= before
+
+
+def test_a_stream_grows_to_the_whole(llm):
+    params = SamplingParams(temperature=0, max_tokens=16, ignore_eos=True, logprobs=1)
+    (whole,) = llm.generate("Hello", params, use_tqdm=False)
+    outputs = list(llm.stream("Hello", params))
+    assert outputs[-1].outputs == whole.outputs
+    assert len(outputs) > 3
+    assert [output.finished for output in outputs] == [False] * (len(outputs) - 1) + [True]
+    deltas = [output.outputs[0].text for output in llm.stream("Hello", params, output_kind="delta")]
+    assert "".join(deltas) == whole.outputs[0].text
+    (chat,) = llm.chat(CHAT, GREEDY, use_tqdm=False)
+    assert list(llm.stream_chat(CHAT, GREEDY, add_generation_prompt=True))[-1].outputs == chat.outputs
+
+
+def test_streams_side_by_side_and_left(llm):
+    long = SamplingParams(temperature=0, max_tokens=200, ignore_eos=True)
+    for one, other in zip(llm.stream("Hello", long), llm.stream("The cat", long), strict=False):
+        assert one.request_id != other.request_id
+        break
+    left = llm.stream("Once", long)
+    next(left)
+    left.close()
+    assert llm._service.outputs.num_open <= 2  # those of the loop above are closed as garbage
+    with pytest.raises(InvalidRequest, match="prompt is empty"):
+        llm.stream("", long)
+    with pytest.raises(ValueError, match="RequestOutputKind"):
+        llm.stream("x", output_kind="some")
+
+
+def test_a_stream_ends_with_its_llm():
+    llm = LLM("demo", max_model_len=256, kv_cache_bytes=16 << 20)
+    outputs = llm.stream("Hello", SamplingParams(max_tokens=200, ignore_eos=True))
+    next(outputs)
+    llm.shutdown()
+    with pytest.raises(RuntimeError, match="shut down"):
+        list(outputs)
+    with pytest.raises(RuntimeError, match="shut down"):
+        llm.stream("Hello")

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from model.tiny_encoders import make_encoder, save_tokenizer, write_sentence_files
+from model.tiny_encoders import make_encoder, save_tokenizer, write_dense, write_sentence_files
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -60,8 +60,10 @@ def test_embed(encoder, model):
     assert led.outputs.embedding == pytest.approx(
         encoder.embed("find: HELLO", use_tqdm=False)[0].outputs.embedding, abs=1e-5
     )
-    [cut] = encoder.embed("HELLO", use_tqdm=False, truncate_prompt_tokens=3, pooling_params=PoolingParams(dimensions=5))
-    assert cut.outputs.hidden_size == 5
+    [cut] = encoder.embed("HELLO", use_tqdm=False, truncate_prompt_tokens=3, pooling_params=PoolingParams(dimensions=60))
+    assert cut.outputs.hidden_size == 60
+    with pytest.raises(InvalidRequest, match="does not support Matryoshka"):
+        encoder.embed("HELLO", use_tqdm=False, pooling_params=PoolingParams(dimensions=5))
     assert len(cut.prompt_token_ids) == 3
 
 
@@ -132,9 +134,39 @@ def test_a_last_token_embedder_ends_with_eos(tmp_path):
         assert output.outputs.embedding == pytest.approx(F.normalize(state, dim=0).tolist(), abs=1e-4)
 
 
+def test_a_dense_module_by_the_weighted_mean(tmp_path):
+    model, linear = make_encoder("BertModel"), torch.nn.Linear(60, 24)
+    write_dense(tmp_path / "m", 2, linear)
+    with load(tmp_path / "m", model, kinds=["Dense"], pooling={"pooling_mode_weightedmean_tokens": True}) as llm:
+        for output, text in zip(llm.embed(TEXTS, use_tqdm=False), TEXTS, strict=True):
+            states = hidden(model, llm, text)
+            weights = torch.arange(1, len(states) + 1)[:, None]
+            with torch.no_grad():
+                expected = linear((states * weights).sum(0) / weights.sum()).tanh()
+            assert output.outputs.embedding == pytest.approx(F.normalize(expected, dim=0).tolist(), abs=1e-4)
+
+
 def test_modules_that_are_not_served(tmp_path):
-    with pytest.raises(ModelError, match="the module 'Dense'"):
-        load(tmp_path / "m", make_encoder("BertModel"), kinds=["Dense"])
+    with pytest.raises(ModelError, match="the module 'LSTM'"):
+        load(tmp_path / "m", make_encoder("BertModel"), kinds=["LSTM"])
+
+
+def test_a_reranker_that_says_yes_or_no(tmp_path):
+    model = make_encoder("Qwen3ForCausalLM", num_key_value_heads=1, head_dim=20, max_position_embeddings=600)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    over = {
+        "architectures": ["Qwen3ForSequenceClassification"], "classifier_from_token": ["n", "y"],
+        "is_original_qwen3_reranker": True,
+    }  # fmt: skip
+    with LLM(str(tmp_path), dtype="float32", device="cpu", kv_cache_bytes=8 << 20, hf_overrides=over) as llm:
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        for output in llm.score("QUESTION", TEXTS, use_tqdm=False):
+            with torch.no_grad():
+                logits = model(torch.tensor([output.prompt_token_ids])).logits[0, -1]
+            wanted = logits[tokenizer.convert_tokens_to_ids(["n", "y"])].softmax(-1)[1].item()
+            assert output.outputs.score == pytest.approx(wanted, abs=1e-4)
+            assert "QUESTION" in tokenizer.decode(output.prompt_token_ids).replace(" ", "")
 
 
 def test_a_language_model_with_an_embedders_files(tmp_path):
@@ -156,3 +188,23 @@ def test_a_language_model_with_an_embedders_files(tmp_path):
         [cut] = llm.embed("HELLO", use_tqdm=False, truncate_prompt_tokens=3)
         assert cut.prompt_token_ids == [*output.prompt_token_ids[-6:-4], 4]
         assert llm.generate("HELLO", SamplingParams(max_tokens=2, ignore_eos=True), use_tqdm=False)[0].outputs[0].token_ids
+
+
+def test_a_template_of_pairs(tmp_path):
+    """One that the configuration gives, as vLLM's examples for converted rerankers do; whole words stay when it is cut."""
+    model = make_encoder("Qwen3ForSequenceClassification", num_key_value_heads=1, head_dim=20, num_labels=1)
+    model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}!"
+    with LLM(str(tmp_path), dtype="float32", device="cpu", kv_cache_bytes=8 << 20, chat_template=template) as llm:
+        tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+        whole = tokenizer("<query>Q<document>A LONGER TEXT!", add_special_tokens=False)["input_ids"]
+        [output] = llm.score("Q", "A LONGER TEXT", use_tqdm=False)
+        assert output.prompt_token_ids == whole
+        with torch.no_grad():
+            wanted = model(torch.tensor([whole])).logits.sigmoid().item()
+        assert output.outputs.score == pytest.approx(wanted, abs=1e-4)
+        [cut] = llm.score("Q", "A LONGER TEXT", use_tqdm=False, truncate_prompt_tokens=len(whole) - 4)
+        assert cut.prompt_token_ids == [*whole[:-5], whole[-1]]
+        [tiny] = llm.score("Q", "A LONGER TEXT", use_tqdm=False, truncate_prompt_tokens=3)
+        assert tiny.prompt_token_ids == whole[:3]

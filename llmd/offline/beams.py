@@ -1,9 +1,9 @@
-"""LLM.beam_search: many prompts at once, each a search of its own."""
+"""Beam search: many prompts at once, each a search of its own."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +11,8 @@ from llmd.engine.params import BeamSearchParams
 from llmd.server.beam import all_of, beam_search
 
 if TYPE_CHECKING:
+    from llmd.offline.jobs import Job
+    from llmd.offline.running import Runner
     from llmd.server.generate import ModelService
     from llmd.text.beam_search import Beam
 
@@ -34,21 +36,17 @@ class BeamSearchOutput:
 
 
 async def search_all(
-    service: ModelService,
-    prompts: Sequence[Sequence[int]],
-    params: BeamSearchParams,
-    make_id: Callable[[], str],
-    max_at_once: int,
+    service: ModelService, jobs: Sequence[Job], params: BeamSearchParams, runner: Runner
 ) -> list[BeamSearchOutput]:
-    """Search for each prompt, `max_at_once` of them at a time. Raises the first error, the others are given up."""
-    slots = asyncio.Semaphore(max(1, max_at_once))
+    """Search for each prompt, some of them at a time. Raises the first error, the others are given up."""
+    slots = asyncio.Semaphore(max(1, runner.max_in_flight // params.beam_width))
 
     async def run(prompt: Sequence[int]) -> BeamSearchOutput:
         async with slots:
-            beams = await beam_search(service, prompt, params, request_id=make_id())
+            beams = await beam_search(service, prompt, params, request_id=runner.new_id())
         return BeamSearchOutput(sequences=[_sequence(service, prompt, beam, params) for beam in beams])
 
-    return await all_of([run(prompt) for prompt in prompts])
+    return await all_of([run(job.prompt.token_ids) for job in jobs])
 
 
 def _sequence(service: ModelService, prompt: Sequence[int], beam: Beam, params: BeamSearchParams) -> BeamSearchSequence:

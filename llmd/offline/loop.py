@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -30,6 +30,9 @@ class LoopThread:
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` to its end and return its result; Ctrl-C here cancels it, waits for its cleanup and goes on up."""
+        if self._loop.is_closed():
+            work.close()
+            raise RuntimeError("this LLM has been shut down")
         future = asyncio.run_coroutine_threadsafe(self._watched(work, done := threading.Event()), self._loop)
         try:
             return future.result()
@@ -44,12 +47,46 @@ class LoopThread:
         finally:
             done.set()
 
+    def iterate(self, items: AsyncGenerator[T, None]) -> Iterator[T]:
+        """What `items` yields, made on the loop as it is asked for; closing the iterator closes `items`."""
+        try:
+            while (item := self.call(_next_of(items))) is not None:
+                yield item
+        finally:
+            self._close(items)
+
+    def _close(self, items: AsyncGenerator[Any, None]) -> None:
+        if self._loop.is_closed():  # which ended them too
+            return
+        if self.is_current:  # collected as garbage on the loop's own thread, which cannot wait for itself
+            self._loop.create_task(_closed(items))
+        else:
+            self.call(_closed(items))
+
     def stop(self) -> None:
-        """End the loop and its thread."""
+        """End what still runs on the loop, the loop and its thread."""
         if self._thread.is_alive():
+            self.call(_end_others())
             self._loop.call_soon_threadsafe(self._loop.stop)
             self._thread.join()
             self._loop.close()
+
+
+async def _next_of(items: AsyncGenerator[T, None]) -> T | None:
+    return await anext(items, None)
+
+
+async def _closed(items: AsyncGenerator[Any, None]) -> None:
+    await items.aclose()
+
+
+async def _end_others() -> None:
+    """Whoever waits for something here hears that it was cancelled, instead of waiting for ever."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    await asyncio.get_running_loop().shutdown_asyncgens()
 
 
 class Progress:

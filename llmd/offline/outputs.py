@@ -1,14 +1,20 @@
-"""What LLM gives back: vLLM's objects with vLLM's field names."""
+"""What LLM and AsyncLLM give back: vLLM's objects with vLLM's field names."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from enum import StrEnum
+from typing import Any, Generic, TypeVar
 
-from llmd.engine.step import TokenLogprobs
-from llmd.server.generate import ModelService
-from llmd.text.stream import RequestStream, TextDelta
+T = TypeVar("T")
+
+
+class RequestOutputKind(StrEnum):
+    """What each output of a stream holds: all so far, only the news, or everything once at the end."""
+
+    CUMULATIVE = "cumulative"
+    DELTA = "delta"
+    FINAL_ONLY = "final_only"
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,13 @@ class RequestOutput:
 
 
 @dataclass(slots=True, kw_only=True)
+class PoolingOutput:
+    """What was pooled, as an array."""
+
+    data: Any  # float32 [hidden_size], or [labels]
+
+
+@dataclass(slots=True, kw_only=True)
 class EmbeddingOutput:
     """A prompt's vector."""
 
@@ -78,35 +91,6 @@ class EmbeddingOutput:
     def hidden_size(self) -> int:
         """Its length."""
         return len(self.embedding)
-
-
-@dataclass(slots=True, kw_only=True)
-class PoolingOutput:
-    """A prompt's vector as an array."""
-
-    data: Any  # float32 [hidden_size]
-
-
-@dataclass(slots=True, kw_only=True)
-class PoolingRequestOutput:
-    """A prompt and what was pooled of its hidden states."""
-
-    request_id: str
-    outputs: PoolingOutput
-    prompt_token_ids: list[int]
-    finished: bool = True
-    num_cached_tokens: int = 0
-
-
-@dataclass(slots=True, kw_only=True)
-class EmbeddingRequestOutput:
-    """A prompt and its vector."""
-
-    request_id: str
-    outputs: EmbeddingOutput
-    prompt_token_ids: list[int]
-    finished: bool = True
-    num_cached_tokens: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -122,17 +106,6 @@ class ClassificationOutput:
 
 
 @dataclass(slots=True, kw_only=True)
-class ClassificationRequestOutput:
-    """A prompt and its probabilities."""
-
-    request_id: str
-    outputs: ClassificationOutput
-    prompt_token_ids: list[int]
-    finished: bool = True
-    num_cached_tokens: int = 0
-
-
-@dataclass(slots=True, kw_only=True)
 class ScoringOutput:
     """How well two texts go together."""
 
@@ -140,98 +113,35 @@ class ScoringOutput:
 
 
 @dataclass(slots=True, kw_only=True)
-class ScoringRequestOutput:
-    """Two texts, as the tokens that were read, and their score."""
+class _Pooled(Generic[T]):
+    """A prompt, as the tokens that were read, and what the model made of it."""
 
     request_id: str
-    outputs: ScoringOutput
+    outputs: T
     prompt_token_ids: list[int]
     finished: bool = True
     num_cached_tokens: int = 0
 
 
-def request_output(
-    service: ModelService, stream: RequestStream, deltas: Sequence[TextDelta], prompt: str | None
-) -> RequestOutput:
-    """The whole of a finished stream."""
-    request = stream.request
-    rows = next((delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs is not None), None)
-    wants_prompt = getattr(request.params, "prompt_logprobs", None) is not None
-    return RequestOutput(
-        request_id=request.request_id,
-        prompt=prompt,
-        prompt_token_ids=list(request.prompt.token_ids),
-        prompt_logprobs=[None, *_named(service, rows or [])] if wants_prompt else None,
-        outputs=[_completion(service, delta) for delta in deltas],
-        metrics=RequestMetrics(
-            arrival_time=request.arrival_s,
-            first_scheduled_time=stream.queued_s,
-            first_token_time=stream.first_token_s,
-            finished_time=stream.finished_s,
-        ),
-        num_cached_tokens=stream.num_cached_tokens,
-    )
+class PoolingRequestOutput(_Pooled[PoolingOutput]):
+    """A prompt and what was pooled of its hidden states."""
+
+    __slots__ = ()
 
 
-def pooling_output(stream: RequestStream, deltas: Sequence[TextDelta]) -> PoolingRequestOutput:
-    """The vector of a finished stream."""
-    return PoolingRequestOutput(
-        request_id=stream.request.request_id,
-        outputs=PoolingOutput(data=deltas[0].pooled),
-        prompt_token_ids=list(stream.request.prompt.token_ids),
-        num_cached_tokens=stream.num_cached_tokens,
-    )
+class EmbeddingRequestOutput(_Pooled[EmbeddingOutput]):
+    """A prompt and its vector."""
+
+    __slots__ = ()
 
 
-def embedding_output(pooled: PoolingRequestOutput) -> EmbeddingRequestOutput:
-    """The same as a list of floats."""
-    return EmbeddingRequestOutput(
-        request_id=pooled.request_id,
-        outputs=EmbeddingOutput(embedding=[float(value) for value in pooled.outputs.data]),
-        prompt_token_ids=pooled.prompt_token_ids,
-        num_cached_tokens=pooled.num_cached_tokens,
-    )
+class ClassificationRequestOutput(_Pooled[ClassificationOutput]):
+    """A prompt and its probabilities."""
+
+    __slots__ = ()
 
 
-def classification_output(pooled: PoolingRequestOutput) -> ClassificationRequestOutput:
-    """The same as probabilities."""
-    return ClassificationRequestOutput(
-        request_id=pooled.request_id,
-        outputs=ClassificationOutput(probs=[float(value) for value in pooled.outputs.data]),
-        prompt_token_ids=pooled.prompt_token_ids,
-        num_cached_tokens=pooled.num_cached_tokens,
-    )
+class ScoringRequestOutput(_Pooled[ScoringOutput]):
+    """Two texts and their score."""
 
-
-def scoring_output(score: float, *read: PoolingRequestOutput) -> ScoringRequestOutput:
-    """The score of what was read: a pair at once, or two texts."""
-    return ScoringRequestOutput(
-        request_id=read[-1].request_id,
-        outputs=ScoringOutput(score=score),
-        prompt_token_ids=[token_id for part in read for token_id in part.prompt_token_ids],
-        num_cached_tokens=sum(part.num_cached_tokens for part in read),
-    )
-
-
-def _completion(service: ModelService, delta: TextDelta) -> CompletionOutput:
-    return CompletionOutput(
-        index=delta.index,
-        text=delta.text,
-        token_ids=list(delta.token_ids),
-        cumulative_logprob=None if delta.logprobs is None else sum(row.logprob for row in delta.logprobs),
-        logprobs=None if delta.logprobs is None else _named(service, delta.logprobs),
-        finish_reason=str(delta.finish_reason) if delta.finish_reason is not None else None,
-        stop_reason=delta.stop_reason,
-    )
-
-
-def _named(service: ModelService, rows: Sequence[TokenLogprobs]) -> list[dict[int, Logprob]]:
-    """For each position the token that stands there, then the top ones, by id."""
-    named = []
-    for row in rows:
-        entry = {row.token_id: Logprob(row.logprob, row.rank, service.logprob_token(row.token_id)[0])}
-        for rank, (token_id, logprob) in enumerate(zip(row.top_ids, row.top_logprobs, strict=True), 1):
-            if token_id not in entry:
-                entry[token_id] = Logprob(logprob, rank, service.logprob_token(token_id)[0])
-        named.append(entry)
-    return named
+    __slots__ = ()
