@@ -1,6 +1,6 @@
 """From hidden states of prompts to vectors: pooled row by row as chunks come, finished for all rows of a step at once.
 
-feed(row, hidden) ─► one state a row (last, cls, mean, max …) ─► take(): head, cut, normalize, one copy to the host
+feed(row, hidden) ─► one state a row (last, cls, mean, max …) ─► take(): dense, head, cut, normalize, one copy to the host
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from llmd.engine.params import PoolingParams
+from llmd.model.sentence import Tail
 
 
 class Head(NamedTuple):
@@ -43,22 +44,37 @@ def _first(old: Tensor, new: Tensor) -> Tensor:
     return old
 
 
-# pooling → what a chunk [count, hidden_size] gives, and how that joins what came before
-_GATHERED: dict[str, tuple[Callable[[Tensor], Tensor], _Combine]] = {
-    "mean": (lambda hidden: hidden.sum(0), torch.add),
-    "mean_sqrt_len": (lambda hidden: hidden.sum(0), torch.add),
-    "max": (lambda hidden: hidden.amax(0), torch.maximum),
-    "cls": (lambda hidden: hidden[0], _first),
-    "all": (lambda hidden: hidden, lambda old, new: torch.cat((old, new))),
+def _weighted_sum(hidden: Tensor, start: int) -> Tensor:
+    """Each token counts as much as its place, from 1 on."""
+    return torch.arange(start + 1, start + 1 + hidden.shape[0], dtype=hidden.dtype, device=hidden.device) @ hidden
+
+
+# pooling → what a chunk [count, hidden_size] from a position on gives, and how that joins what came before
+_GATHERED: dict[str, tuple[Callable[[Tensor, int], Tensor], _Combine]] = {
+    "mean": (lambda hidden, start: hidden.sum(0), torch.add),
+    "mean_sqrt_len": (lambda hidden, start: hidden.sum(0), torch.add),
+    "weightedmean": (_weighted_sum, torch.add),
+    "max": (lambda hidden, start: hidden.amax(0), torch.maximum),
+    "cls": (lambda hidden, start: hidden[0], _first),
+    "all": (lambda hidden, start: hidden, lambda old, new: torch.cat((old, new))),
 }
 
 
 class Pooler:
-    """Owned by the runner. `default` is how this architecture pools where the request leaves it open."""
+    """Owned by the runner. `default` is how this architecture pools where neither request nor files (`tail`) say it."""
 
-    def __init__(self, default: str = "last", head: Head | None = None) -> None:
-        self._default = default
+    def __init__(
+        self,
+        default: str = "last",
+        head: Head | None = None,
+        tail: Tail | None = None,
+        announce: Callable[[list[int]], None] = lambda rows: None,
+    ) -> None:
+        """`announce` is told whose vectors the head sees next, a row each: they may have adapters."""
+        self._tail = tail or Tail()
+        self._default = self._tail.pooling or default
         self._head = head
+        self._announce = announce
         self._parts: dict[int, _Part] = {}
         self._finished: list[_Finished] = []
 
@@ -80,7 +96,7 @@ class Pooler:
                 self._finished.append(_Finished(row, hidden[-1].float(), params))
             return None
         gather, combine = _GATHERED[pooling]
-        part = _Part(gather(hidden.float()), hidden.shape[0])
+        part = _Part(gather(hidden.float(), start), hidden.shape[0])
         if start:
             before = self._parts.pop(row, None)
             if before is None or before.num_tokens != start:
@@ -93,8 +109,9 @@ class Pooler:
         return None
 
     def _why_not(self, hidden_size: int, params: PoolingParams) -> str | None:
-        if params.dimensions is not None and params.dimensions > hidden_size:
-            return f"dimensions must be at most {hidden_size}, got {params.dimensions}"
+        size = self._tail.size(hidden_size)
+        if params.dimensions is not None and params.dimensions > size:
+            return f"dimensions must be at most {size}, got {params.dimensions}"
         if params.task == "classify" and self._head is None:
             return "this model has no classification head"
         if params.task == "classify" and params.pooling == "all":
@@ -111,6 +128,7 @@ class Pooler:
         self._finished = []
         found: dict[int, Tensor] = {}
         for group in groups.values():
+            self._announce([item.row for item in group])
             vectors = self._finish(torch.stack([item.vector for item in group]), group[0].params).cpu()
             found.update((item.row, vector) for item, vector in zip(group, vectors, strict=True))
         return found
@@ -120,14 +138,16 @@ class Pooler:
         if params.task == "classify" and self._head is not None:
             scores = self._head.classify(vectors).float()
             return scores if params.use_activation is False else _activated(scores, self._head.activation)
+        for dense in self._tail.dense:
+            vectors = dense(vectors)
         vectors = vectors[..., : params.dimensions]
         return vectors if params.normalize is False else F.normalize(vectors, dim=-1)
 
 
 def _scaled(part: _Part, pooling: str) -> Tensor:
-    if pooling == "mean":
-        return part.state / part.num_tokens
-    return part.state / math.sqrt(part.num_tokens) if pooling == "mean_sqrt_len" else part.state
+    count = part.num_tokens
+    divisor = {"mean": count, "mean_sqrt_len": math.sqrt(count), "weightedmean": count * (count + 1) / 2}.get(pooling)
+    return part.state if divisor is None else part.state / divisor
 
 
 def _activated(scores: Tensor, activation: str) -> Tensor:

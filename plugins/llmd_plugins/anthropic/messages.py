@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from llmd.api.v1 import InvalidRequest, check_field_names, list_at, object_at, string_at, wrong_value
+from llmd.api.v1 import InvalidRequest, check_field_names, list_at, object_at, shown, string_at, wrong_value
 
 MAX_BLOCKS = 4096  # of one message
 MAX_MESSAGES = 100_000
@@ -35,6 +35,9 @@ _TOOL_FIELDS = (
     "type", "name", "description", "input_schema", "cache_control", "strict", "input_examples", "eager_input_streaming",
     "allowed_callers", "defer_loading",
 )  # fmt: skip
+
+# what is known of tools and not served, and the value that asks for nothing
+_PLAIN_TOOLS: dict[str, Any] = {"defer_loading": False, "allowed_callers": ["direct"]}
 
 _TEXT = {"type": "string"}
 _TEXT_BLOCK = {"type": "object", "required": ["type", "text"], "properties": {"type": {"const": "text"}, "text": _TEXT}}
@@ -220,6 +223,10 @@ def _tool(path: str, value: Any) -> dict[str, Any]:
         message = f"{path}.type {kind!r} is not served: this server runs no tools of its own, only 'custom' ones are"
         raise InvalidRequest(message[:400], param=f"{path}.type", code="unsupported_parameter")
     check_field_names(path, tool, _TOOL_FIELDS)
+    for name, plain in _PLAIN_TOOLS.items():
+        if tool.get(name) is not None and tool[name] != plain:
+            message = f"{path}.{name} is not served by this server, got {shown(tool[name])}"
+            raise InvalidRequest(message, param=f"{path}.{name}", code="unsupported_parameter")
     function: dict[str, Any] = {"name": string_at(f"{path}.name", tool.get("name"))}
     if tool.get("description") is not None:
         function["description"] = string_at(f"{path}.description", tool["description"])

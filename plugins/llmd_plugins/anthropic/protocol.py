@@ -28,6 +28,11 @@ UNSERVED: Mapping[str, Collection[Any]] = {
     "prefill": (),
     "speed": ("standard",),
     "fallbacks": ([],),
+    "billing_policy": (),
+    "compaction": (),
+    "fallback_credit_token": (),
+    "thread": (),
+    "output_format": (),  # of an older beta: output_config.format
 }
 
 _TOOL_CHOICE_SCHEMA = {
@@ -127,6 +132,8 @@ class MessagesRequest(CountTokensRequest):
     metadata: Metadata | None = None
     service_tier: Literal["auto", "standard_only"] | None = None
     inference_geo: str | None = None
+    # not Anthropic's: who is served first, as in the other formats
+    priority: Whole = Field(0, ge=-(1 << 31), lt=1 << 31)
 
     @model_validator(mode="after")
     def _check_thinking(self) -> MessagesRequest:

@@ -27,6 +27,8 @@ from llmd.api.v1 import (
     read_json_object,
     receipt_of,
     render_conversation,
+    time_limit_s,
+    timeout_message,
     wire_error,
 )
 from llmd_plugins.anthropic.blocks import Blocks, Event, content_of
@@ -91,16 +93,21 @@ async def _open(
     context: ServerContext, service: ModelService, body: MessagesRequest, request_id: str, key: str
 ) -> ChatStream:
     """Queue it. Clients ask for more output than small contexts hold: what is left of the context is what they get."""
-    timeout_s = context.config.server.request_timeout_s
+    options: dict[str, Any] = {
+        "request_id": request_id,
+        "key": key,
+        "priority": body.priority,
+        "timeout_s": time_limit_s(context.config),
+    }
     try:
         call = _chat_call(service, body, _params(context, service, body))
         try:
-            return await open_chat(service, call, request_id=request_id, key=key, timeout_s=timeout_s)
+            return await open_chat(service, call, **options)
         except InvalidRequest as error:
             if (error.param, error.code) != ("max_tokens", "context_length_exceeded"):
                 raise
         call = replace(call, params=replace(call.params, max_tokens=None))
-        return await open_chat(service, call, request_id=request_id, key=key, timeout_s=timeout_s)
+        return await open_chat(service, call, **options)
     except InvalidRequest as error:
         if (name := _RENAMED.get(error.param or "")) is None:
             raise
@@ -214,8 +221,7 @@ class Reply:
         if reason == "error":
             raise RequestRefused(500, f"the generation failed: {end.error or 'unknown reason'}", code="generation_failed")
         if reason == "timeout":
-            limit = self.context.config.server.request_timeout_s
-            raise RequestRefused(504, f"the request took longer than {limit} s", code="timeout")
+            raise RequestRefused(504, timeout_message(self.context.config), code="timeout")
         if reason == "abort":
             raise NotReady(end.error or f"the server is {self.context.state}")
 

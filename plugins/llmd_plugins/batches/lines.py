@@ -7,7 +7,15 @@ from typing import Any, BinaryIO, NamedTuple
 
 import orjson
 
-ENDPOINTS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses")
+ENDPOINTS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/embeddings", "/v1/responses", "/v1/messages", "/v1/score", "/score",
+    "/v1/rerank", "/v2/rerank", "/rerank", "/pooling", "/classify",
+)  # fmt: skip
+# what OpenAI answers in batches and no route here does
+UNSERVED_ENDPOINTS = (
+    "/v1/moderations", "/v1/images/generations", "/v1/images/edits", "/v1/videos", "/v1/audio/speech",
+    "/v1/audio/transcriptions", "/v1/audio/translations",
+)  # fmt: skip
 MAX_LINE_BYTES = 32 << 20
 _MAX_CUSTOM_ID = 512
 
@@ -42,7 +50,7 @@ def parse_line(data: bytes) -> Line:
     if value.get("method", "POST") != "POST":
         raise LineError("invalid_method", "method must be 'POST'", "method")
     if url not in ENDPOINTS:
-        raise LineError("invalid_url", f"url must be one of {', '.join(ENDPOINTS)}", "url")
+        raise LineError("invalid_url", f"url must be one of {', '.join(ENDPOINTS)}, got {str(url)[:80]!r}", "url")
     if not isinstance(body, dict):
         raise LineError("invalid_body", "body must be an object", "body")
     if body.get("stream"):

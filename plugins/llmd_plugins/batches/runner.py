@@ -26,7 +26,6 @@ _MAX_TOLD_ERRORS = 100
 _PAUSE_S = 0.05  # between two looks whether there is room
 _RETRY_S = 0.5
 _TRY_AGAIN = (429, 503)  # busy, loading, shutting down: no answer to a batch
-_WITH_PRIORITY = ("/v1/chat/completions", "/v1/completions")
 
 
 @asynccontextmanager
@@ -136,10 +135,7 @@ class Runner:
             batch["request_counts"]["completed" if succeeded else "failed"] += 1
 
     async def _ask(self, batch: Record, line: Line) -> tuple[int, str, bytes]:
-        body = line.body
-        if line.url in _WITH_PRIORITY:
-            body = {"priority": self._state.settings.priority, **body}
-        data = orjson.dumps(body)
+        data = orjson.dumps({"priority": self._state.settings.priority, **line.body})
         request_id = f"{batch['id']}-{os.urandom(6).hex()}"
         while True:
             await self._room()

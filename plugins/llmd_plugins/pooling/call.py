@@ -8,10 +8,20 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import orjson
 from aiohttp import web
 
-from llmd.api.v1 import FinishReason, InvalidRequest, NotReady, RequestRefused, receipt_of
+from llmd.api.v1 import (
+    FinishReason,
+    InvalidRequest,
+    NotReady,
+    RequestRefused,
+    limit_time,
+    receipt_of,
+    time_limit_s,
+    timeout_message,
+)
 
 if TYPE_CHECKING:
     from llmd.api.v1 import ModelService, PoolingParams, Prompt, Receipt, RequestStream, ServerContext, TextDelta
@@ -27,6 +37,7 @@ class Call:
         self.service: ModelService = context.service(body.model)
         self.model = body.model or self.service.names[0]
         self.receipt.model = self.service.names[0]
+        limit_time(body.timeout)
         if body.request_id is not None:
             self.receipt.rename(body.request_id)
         self.id = f"{prefix}-{self.receipt.request_id}"
@@ -56,7 +67,7 @@ class Call:
             params,
             request_id=f"{self.id}-{index}-{id(self):x}-{len(self.receipt.streams)}",
             priority=self.body.priority,
-            timeout_s=self.context.config.server.request_timeout_s,
+            timeout_s=time_limit_s(self.context.config),
             key=self.receipt.key,
         )
 
@@ -68,14 +79,13 @@ class Call:
         reason = delta.finish_reason
         self.receipt.finished(str(reason))
         if reason is FinishReason.TIMEOUT:
-            limit = self.context.config.server.request_timeout_s
-            raise RequestRefused(504, f"the request took longer than {limit} s", type="timeout_error", code="timeout")
+            raise RequestRefused(504, timeout_message(self.context.config), type="timeout_error", code="timeout")
         if reason is FinishReason.ABORT:
             raise NotReady(delta.error or f"the server is {self.context.state}")
         if delta.pooled is None:
             message = f"the request failed: {delta.error or 'unknown reason'}"
             raise RequestRefused(500, message, type="server_error", code="generation_failed")
-        return delta.pooled
+        return np.asarray(delta.pooled, np.float32)
 
     def usage(self) -> dict[str, int]:
         """Tokens of all prompts."""

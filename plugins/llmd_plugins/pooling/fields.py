@@ -11,10 +11,8 @@ from llmd.api.v1 import InvalidRequest, parse_request
 
 # Fields of other servers' requests that are known and not served, and the values of theirs that ask for nothing.
 UNSERVED: dict[str, tuple[Any, ...]] = {
-    "messages": (),
     "chat_template": (),
-    "chat_template_kwargs": (),
-    "add_generation_prompt": (False,),
+    "media_io_kwargs": (),
     "embed_dtype": ("float32",),
     "endianness": ("native", "little"),
     "embedding_types": (["float"],),
@@ -35,6 +33,13 @@ Model = TypeVar("Model", bound=BaseModel)
 def parse(model: type[Model], body: Mapping[str, Any]) -> Model:
     """The validated request. Raises InvalidRequest with the path of the first field that is wrong."""
     return parse_request(model, body, UNSERVED)
+
+
+def check_messages(value: Any, limit: int) -> None:
+    """As many messages as a conversation may have; looked at before each is."""
+    if isinstance(value, list) and len(value) > limit:
+        message = f"messages has {len(value)} entries, at most {limit} are allowed (limits.max_messages)"
+        raise InvalidRequest(message, param="messages", code="invalid_value")
 
 
 def check_length(name: str, value: Any, limit: int) -> None:

@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from llmd.api.v1 import InvalidRequest, shown
+from llmd_plugins.pooling.messages import MESSAGES_SCHEMA, parse_messages
 
 Text = str | list[int]
 
@@ -85,6 +86,7 @@ Whole = Annotated[int, BeforeValidator(_whole)]
 Texts = Annotated[list[Text], PlainValidator(_parse_texts), WithJsonSchema(_TEXTS_SCHEMA)]
 Strings = Annotated[list[str], PlainValidator(_parse_strings), WithJsonSchema({"anyOf": [_STRING, _STRINGS]})]
 Documents = Annotated[list[str], PlainValidator(_parse_documents), WithJsonSchema(_DOCUMENTS_SCHEMA)]
+Messages = Annotated[list[dict[str, Any]] | None, PlainValidator(parse_messages), WithJsonSchema(MESSAGES_SCHEMA)]
 RequestId = Annotated[str, Field(pattern=r"^[A-Za-z0-9._:\-]{1,128}$")]
 
 
@@ -101,6 +103,7 @@ class Common(Fields):
     user: str | None = None  # accepted, without an effect
     priority: Whole = Field(0, ge=-(1 << 31), lt=1 << 31)
     request_id: RequestId | None = None
+    timeout: float | None = Field(None, gt=0, le=86400, description="seconds that the request may take; then it is a 504")
     truncate_prompt_tokens: Whole | None = Field(None, ge=-1, description="keep the first so many tokens; -1: the context")
 
     @model_validator(mode="after")
@@ -110,11 +113,33 @@ class Common(Fields):
         return self
 
 
-class TextsRequest(Common):
-    """What those have that take texts."""
+_OF_MESSAGES = ("add_generation_prompt", "continue_final_message", "chat_template_kwargs")
 
-    input: Texts
-    add_special_tokens: bool = True
+
+class TextsRequest(Common):
+    """What those have that take texts, or one conversation."""
+
+    model_config = ConfigDict(json_schema_extra={"oneOf": [{"required": ["input"]}, {"required": ["messages"]}]})
+
+    input: Texts = []
+    messages: Messages = None
+    add_special_tokens: bool | None = Field(None, description="default: with input, as templates write their own")
+    add_generation_prompt: bool = False
+    continue_final_message: bool = False
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    @model_validator(mode="after")
+    def _check_input(self) -> TextsRequest:
+        if self.input and self.messages is not None:
+            raise InvalidRequest("input and messages exclude each other", param="messages", code="invalid_value")
+        if not self.input and self.messages is None:
+            raise InvalidRequest("input is required", param="input", code="missing_required_parameter")
+        if self.messages is None and (extra := [name for name in _OF_MESSAGES if getattr(self, name)]):
+            raise InvalidRequest(f"{extra[0]} belongs to messages", param=extra[0], code="invalid_value")
+        if self.add_generation_prompt and self.continue_final_message:
+            message = "continue_final_message and add_generation_prompt exclude each other"
+            raise InvalidRequest(message, param="continue_final_message", code="invalid_value")
+        return self
 
 
 class VectorsRequest(TextsRequest):
@@ -144,12 +169,18 @@ class ClassifyRequest(TextsRequest):
     use_activation: bool | None = Field(None, description="false: scores before softmax or sigmoid")
 
 
-class ScoreRequest(Common):
-    """POST /score: one text_1 for every text_2, or as many of each."""
+class PairsRequest(Common):
+    """What those have that take pairs of texts."""
+
+    use_activation: bool | None = None
+    instruction: str | None = Field(None, description="for models with a template of pairs: what to look for")
+
+
+class ScoreRequest(PairsRequest):
+    """POST /score: one text_1 (also: queries, data_1) for every text_2 (documents, items, data_2), or as many of each."""
 
     text_1: Strings
     text_2: Strings
-    use_activation: bool | None = None
 
     @model_validator(mode="after")
     def _check_numbers(self) -> ScoreRequest:
@@ -160,7 +191,7 @@ class ScoreRequest(Common):
         return self
 
 
-class RerankRequest(Common):
+class RerankRequest(PairsRequest):
     """POST /rerank."""
 
     query: str
@@ -168,4 +199,3 @@ class RerankRequest(Common):
     top_n: Whole | None = Field(None, ge=0, description="how many of the best are told; 0 or none: all")
     return_documents: bool | None = None
     max_tokens_per_doc: Whole | None = Field(None, ge=1, description="longer documents are cut")
-    use_activation: bool | None = None

@@ -10,13 +10,16 @@ from aiohttp import web
 from llmd.api.v1 import InvalidRequest, read_json_object
 from llmd_plugins.pooling.call import Call, named, place
 from llmd_plugins.pooling.fields import check_length, parse
-from llmd_plugins.pooling.protocol import RerankRequest, ScoreRequest
+from llmd_plugins.pooling.protocol import PairsRequest, RerankRequest, ScoreRequest
 from llmd_plugins.pooling.vectors import prompt_name_of
 
 if TYPE_CHECKING:
     from llmd.api.v1 import Prompt, ServerContext
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+# names of the two texts that vLLM takes too
+_SPELLINGS = {"text_1": ("queries", "data_1"), "text_2": ("documents", "items", "data_2")}
 
 
 class _Side:
@@ -31,16 +34,28 @@ def score(context: ServerContext) -> Handler:
     """The handler of /score."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        given = await read_json_object(request)
+        given = _spelled(await read_json_object(request))
         for name in ("text_1", "text_2"):
             check_length(name, given.get(name), context.config.limits.max_inputs)
         body = parse(ScoreRequest, given)
         call = Call(context, request, body, "score")
-        scores = await _scores(call, _Side("text_1", body.text_1), _Side("text_2", body.text_2), body.use_activation)
+        scores = await _scores(call, body, _Side("text_1", body.text_1), _Side("text_2", body.text_2))
         data = [{"index": index, "object": "score", "score": value} for index, value in enumerate(scores)]
         return call.answer(data=data)
 
     return handle
+
+
+def _spelled(given: dict[str, Any]) -> dict[str, Any]:
+    """The body with our names for its texts. Raises InvalidRequest where one comes under two names."""
+    for name, others in _SPELLINGS.items():
+        for other in others:
+            if given.get(other) is None:
+                continue
+            if given.get(name) is not None:
+                raise InvalidRequest(f"{other} is another name of {name}: give one", param=other, code="invalid_value")
+            given = {**{key: value for key, value in given.items() if key != other}, name: given[other]}
+    return given
 
 
 def rerank(context: ServerContext) -> Handler:
@@ -60,7 +75,7 @@ def _rerank(context: ServerContext, *, gives_documents: bool) -> Handler:
         body = parse(RerankRequest, given)
         call = Call(context, request, body, "rerank")
         query, documents = _Side("query", [body.query], "query"), _Side("documents", body.documents, "document")
-        scores = await _scores(call, query, documents, body.use_activation, body.max_tokens_per_doc)
+        scores = await _scores(call, body, query, documents, body.max_tokens_per_doc)
         shows = gives_documents if body.return_documents is None else body.return_documents
         best = sorted(range(len(scores)), key=lambda index: (-scores[index], index))[: body.top_n or None]
         results = [_result(index, scores[index], body.documents[index] if shows else None) for index in best]
@@ -77,29 +92,31 @@ def _result(index: int, value: float, document: str | None) -> dict[str, Any]:
     return result
 
 
-async def _scores(
-    call: Call, first: _Side, second: _Side, use_activation: bool | None, max_second_length: int | None = None
-) -> list[float]:
-    """A score for each pair; one first text goes with every second."""
+async def _scores(call: Call, body: PairsRequest, first: _Side, second: _Side, max_length: int | None = None) -> list[float]:
+    """A score for each pair; one first text goes with every second, of which `max_length` tokens are read."""
     if call.service.pooling.is_cross_encoder:
-        return await _cross_scores(call, first, second, use_activation, max_second_length)
-    if use_activation is not None:
-        message = "use_activation is for cross-encoders: this model's scores are cosines"
-        raise InvalidRequest(message, param="use_activation", code="invalid_value")
-    return await _cosines(call, first, second, max_second_length)
+        return await _cross_scores(call, body, first, second, max_length)
+    for name in ("use_activation", "instruction"):
+        if getattr(body, name) is not None:
+            message = f"{name} is for cross-encoders: this model's scores are cosines"
+            raise InvalidRequest(message, param=name, code="invalid_value")
+    return await _cosines(call, first, second, max_length)
 
 
 async def _cross_scores(
-    call: Call, first: _Side, second: _Side, use_activation: bool | None, max_second_length: int | None
+    call: Call, body: PairsRequest, first: _Side, second: _Side, max_second_length: int | None
 ) -> list[float]:
     own = call.service.pooling
-    params = own.score_params(use_activation)
-    limit = call.body.truncate_prompt_tokens
+    params = own.score_params(body.use_activation)
+    limit = body.truncate_prompt_tokens
     prompts: list[Prompt] = []
     for index, text in enumerate(second.texts):
         other = first.texts[index if len(first.texts) > 1 else 0]
         with named(second.names[index]):
-            prompts.append(await own.pair(other, text, max_length=limit, max_other_length=max_second_length))
+            made = await own.pair(
+                other, text, max_length=limit, max_other_length=max_second_length, instruction=body.instruction
+            )
+        prompts.append(made)
     return [float(scores[0]) for scores in await call.vectors(prompts, params, second.names)]
 
 

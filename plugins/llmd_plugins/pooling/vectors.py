@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from llmd.api.v1 import PoolingParams, read_json_object
+from llmd.api.v1 import ChatCall, PoolingParams, SamplingParams, read_json_object, render_conversation
 from llmd_plugins.pooling.call import Call, named, place
-from llmd_plugins.pooling.fields import check_length, parse
+from llmd_plugins.pooling.fields import check_length, check_messages, parse
 from llmd_plugins.pooling.protocol import (
     ClassifyRequest,
     EmbeddingRequest,
@@ -20,7 +20,7 @@ from llmd_plugins.pooling.protocol import (
 )
 
 if TYPE_CHECKING:
-    from llmd.api.v1 import ServerContext
+    from llmd.api.v1 import Prompt, ServerContext
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -98,6 +98,7 @@ def classify(context: ServerContext) -> Handler:
 async def _parse(context: ServerContext, request: web.Request, model: type[Any]) -> Any:
     given = await read_json_object(request)
     check_length("input", given.get("input"), context.config.limits.max_inputs)
+    check_messages(given.get("messages"), context.config.limits.max_messages)
     return parse(model, given)
 
 
@@ -107,12 +108,18 @@ def _vector_params(body: VectorsRequest, pooling: str | None = None) -> PoolingP
 
 async def _vectors(call: Call, body: TextsRequest, params: PoolingParams) -> list[Any]:
     """An array for each input."""
+    params = call.service.pooling.params(params)  # before anything is tokenized
+    if body.messages is not None:
+        return await call.vectors([await _conversation(call, body)], params, ["messages"])
+    names = [place("input", index, len(body.input)) for index in range(len(body.input))]
+    return await call.vectors(await _prompts(call, body, names), params, names)
+
+
+async def _prompts(call: Call, body: TextsRequest, names: list[str]) -> list[Prompt]:
     own = call.service.pooling
-    params = own.params(params)  # before anything is tokenized
     prompt_name = None
     if isinstance(body, VectorsRequest):
         prompt_name = body.prompt_name or prompt_name_of(own.defaults.prompts, body.input_type)
-    names = [place("input", index, len(body.input)) for index in range(len(body.input))]
     prompts = []
     for name, text in zip(names, body.input, strict=True):
         with named(name):
@@ -120,10 +127,25 @@ async def _vectors(call: Call, body: TextsRequest, params: PoolingParams) -> lis
                 text,
                 prompt_name=prompt_name,
                 max_length=body.truncate_prompt_tokens,
-                add_special_tokens=body.add_special_tokens,
+                add_special_tokens=body.add_special_tokens is not False,
             )
         prompts.append(made)
-    return await call.vectors(prompts, params, names)
+    return prompts
+
+
+async def _conversation(call: Call, body: TextsRequest) -> Prompt:
+    """The prompt that the model's chat template makes of the messages."""
+    asked = ChatCall(
+        messages=body.messages or (),
+        params=SamplingParams(),
+        add_generation_prompt=body.add_generation_prompt,
+        continue_final_message=body.continue_final_message,
+        chat_template_kwargs=body.chat_template_kwargs,
+    )
+    text = render_conversation(call.service, asked)
+    limit, special = body.truncate_prompt_tokens, body.add_special_tokens is True
+    with named("messages"):
+        return await call.service.pooling.rendered(text, max_length=limit, add_special_tokens=special)
 
 
 def encoded(vector: Any, encoding_format: str) -> Any:

@@ -46,6 +46,7 @@ def llmd_register_routes() -> list[RouteSpec]:
     """The routes."""
     rows = (
         ("create", "answer with items, streamed or not", "POST", ""),
+        ("count_tokens", "count the tokens of a conversation", "POST", "/input_tokens"),
         ("retrieve", "show a stored response", "GET", "/{response_id}"),
         ("delete", "forget a stored response", "DELETE", "/{response_id}"),
         ("cancel", "stop a response in the background", "POST", "/{response_id}/cancel"),

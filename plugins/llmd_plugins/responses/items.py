@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-from llmd.api.v1 import InvalidRequest, check_field_names, list_at, object_at, string_at, wrong_value
+from llmd.api.v1 import InvalidRequest, check_field_names, list_at, object_at, shown, string_at, wrong_value
 
 MAX_ITEMS = 4096
 MAX_PARTS = 1024  # of one item
@@ -17,12 +17,17 @@ ROLES = ("user", "assistant", "system", "developer")
 _ITEMS = {
     "message": ("type", "role", "content", "id", "status", "phase"),
     "function_call": ("type", "call_id", "name", "arguments", "id", "status", "namespace", "caller", "async"),
-    "function_call_output": ("type", "call_id", "output", "id", "status", "caller"),
+    "function_call_output": ("type", "call_id", "output", "id", "status", "caller", "name", "namespace"),
     "reasoning": ("type", "id", "summary", "content", "encrypted_content", "status"),
+    "item_reference": ("type", "id"),
 }
 _TEXT_PARTS = {"input_text": "text", "output_text": "text", "text": "text", "refusal": "refusal"}
 _MEDIA_PARTS = {"input_image": "images", "input_file": "files", "input_audio": "audio"}
-_TOOL_FIELDS = ("type", "name", "description", "parameters", "strict")
+_TOOL_FIELDS = (
+    "type", "name", "description", "parameters", "strict", "allowed_callers", "defer_loading", "output_schema", "async",
+)  # fmt: skip
+# what is known of tools and not served, and the value that asks for nothing
+_PLAIN_TOOLS: dict[str, Any] = {"allowed_callers": ["direct"], "defer_loading": False, "async": False}
 
 _TEXT = {"type": "string"}
 _PART = {
@@ -74,6 +79,12 @@ _ITEM = {
                 },
             },
         },
+        {
+            "type": "object",
+            "required": ["type", "id"],
+            "properties": {"type": {"const": "item_reference"}, "id": {"type": "string", "minLength": 1}},
+            "additionalProperties": False,
+        },
     ]
 }
 INPUT_SCHEMA: dict[str, Any] = {"anyOf": [_TEXT, {"type": "array", "items": _ITEM, "minItems": 1}]}
@@ -117,12 +128,14 @@ def parse_input(value: Any) -> list[dict[str, Any]]:
 
 def _item(path: str, value: Any) -> dict[str, Any]:
     item = object_at(path, value)
-    kind = item.get("type") or "message"
+    kind = item.get("type") or ("item_reference" if item.keys() <= {"type", "id"} else "message")
     if not isinstance(kind, str) or kind not in _ITEMS:
         message = f"{path}.type must be one of {', '.join(_ITEMS)}: no other item is served, got {str(kind)[:80]!r}"
         raise InvalidRequest(message, param=f"{path}.type", code="unsupported_content")
     check_field_names(path, item, _ITEMS[kind])
     _CHECKS[kind](path, item)
+    if kind == "item_reference":
+        return {"type": kind, "id": item["id"]}
     given_id = item.get("id")
     checked = {**item, "type": kind, "id": given_id if isinstance(given_id, str) else new_id(_PREFIXES[kind])}
     if kind == "message" and isinstance(item["content"], str):
@@ -153,7 +166,13 @@ def _check_reasoning(path: str, item: dict[str, Any]) -> None:
             string_at(f"{path}.{name}[{index}].text", object_at(f"{path}.{name}[{index}]", part).get("text"))
 
 
+def _check_reference(path: str, item: dict[str, Any]) -> None:
+    if not string_at(f"{path}.id", item.get("id")):
+        raise wrong_value(f"{path}.id", "the id of an item", item["id"])
+
+
 _CHECKS = {
+    "item_reference": _check_reference,
     "message": _check_message,
     "function_call": _check_call,
     "function_call_output": _check_output,
@@ -262,6 +281,10 @@ def _tool(path: str, value: Any) -> dict[str, Any]:
         string_at(f"{path}.description", tool["description"])
     if tool.get("parameters") is not None:
         object_at(f"{path}.parameters", tool["parameters"])
+    for name, plain in _PLAIN_TOOLS.items():
+        if tool.get(name) is not None and tool[name] != plain:
+            message = f"{path}.{name} is not served by this server, got {shown(tool[name])}"
+            raise InvalidRequest(message, param=f"{path}.{name}", code="unsupported_parameter")
     if tool.get("strict") not in (None, True, False):
         raise wrong_value(f"{path}.strict", "a boolean", tool["strict"])
     return tool
@@ -274,10 +297,31 @@ def chat_tool(tool: dict[str, Any]) -> dict[str, Any]:
 
 
 def parse_tool_choice(value: Any) -> Any:
-    """none, auto, required, or the object that names a function; as it came."""
+    """none, auto, required, the object that names a function, or the one that names those allowed; as it came."""
     if value is None or (isinstance(value, str) and value in ("none", "auto", "required")):
         return value
-    allowed = "'none', 'auto', 'required' or {'type': 'function', 'name': …}"
-    if not isinstance(value, dict) or value.get("type") != "function" or not isinstance(value.get("name"), str):
+    kind = value.get("type") if isinstance(value, dict) else None
+    if kind == "allowed_tools":
+        return _allowed_tools(value)
+    if kind != "function" or not isinstance(value.get("name"), str):
+        allowed = "'none', 'auto', 'required', {'type': 'function', 'name': …} or {'type': 'allowed_tools', …}"
         raise wrong_value("tool_choice", allowed, value)
     return {"type": "function", "name": value["name"]}
+
+
+def _allowed_tools(value: dict[str, Any]) -> dict[str, Any]:
+    check_field_names("tool_choice", value, ("type", "mode", "tools"))
+    if value.get("mode") not in ("auto", "required"):
+        raise wrong_value("tool_choice.mode", "'auto' or 'required'", value.get("mode"))
+    tools = list_at("tool_choice.tools", value.get("tools"), MAX_TOOLS)
+    for index, tool in enumerate(tools):
+        path = f"tool_choice.tools[{index}]"
+        if object_at(path, tool).get("type") != "function":
+            raise wrong_value(f"{path}.type", "'function'", tool.get("type"))
+        string_at(f"{path}.name", tool.get("name"))
+    return value
+
+
+def names_of(choice: dict[str, Any]) -> list[str]:
+    """The functions that a tool_choice names."""
+    return [tool["name"] for tool in choice["tools"]] if choice["type"] == "allowed_tools" else [choice["name"]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from llmd.api.v1 import error_responses, json_operation
-from llmd_plugins.responses.protocol import ResponseRequest
+from llmd_plugins.responses.protocol import CountRequest, ResponseRequest
 
 _TAG = "responses"
 _RESPONSE = {
@@ -39,6 +39,18 @@ _ITEMS = {
 }
 
 
+_COUNT = {
+    "type": "object",
+    "required": ["object", "input_tokens"],
+    "properties": {"object": {"const": "response.input_tokens"}, "input_tokens": {"type": "integer"}},
+}
+
+
+def count_tokens() -> dict[str, Any]:
+    """POST /v1/responses/input_tokens."""
+    return json_operation("Count a conversation's tokens", CountRequest, _COUNT, tag=_TAG)
+
+
 def create() -> dict[str, Any]:
     """POST /v1/responses."""
     return json_operation("Answer with items", ResponseRequest, _RESPONSE, tag=_TAG, streams=True)
@@ -46,7 +58,13 @@ def create() -> dict[str, Any]:
 
 def retrieve() -> dict[str, Any]:
     """GET /v1/responses/{response_id}."""
-    return _stored("Show a stored response", _RESPONSE)
+    operation = _stored("Show a stored response, or the events of one that was streamed in the background", _RESPONSE)
+    operation["responses"]["200"]["content"]["text/event-stream"] = {"schema": {"type": "string"}}
+    operation["parameters"] += [
+        {"name": "stream", "in": "query", "schema": {"type": "boolean"}},
+        {"name": "starting_after", "in": "query", "schema": {"type": "integer", "minimum": 0, "maximum": (1 << 31) - 1}},
+    ]
+    return operation
 
 
 def delete() -> dict[str, Any]:

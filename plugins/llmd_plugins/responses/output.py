@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmd_plugins.responses.items import new_id
@@ -18,6 +19,7 @@ class Output:
     def __init__(self) -> None:
         self.items: list[dict[str, Any]] = []
         self._pieces: list[str] = []  # of the open item
+        self._logprobs: list[dict[str, Any]] = []  # of its tokens, where they are wanted
         self._kind: str | None = None
         self._call: int | None = None
 
@@ -40,14 +42,15 @@ class Output:
         self._pieces.append(text)
         return [*events, self._event("reasoning_text.delta", content_index=0, delta=text)]
 
-    def text(self, text: str) -> list[Event]:
-        """A piece of the message."""
+    def text(self, text: str, logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
+        """A piece of the message, with the log-probabilities of its tokens."""
         events: list[Event] = []
         if self._kind != "message":
             item = {"id": new_id("msg"), "type": "message", "role": "assistant", "content": []}
             events = [*self.close(), self._open("message", item), self._part("added", _text_part(""))]
         self._pieces.append(text)
-        return [*events, self._event("output_text.delta", content_index=0, delta=text, logprobs=[])]
+        self._logprobs.extend(logprobs)
+        return [*events, self._event("output_text.delta", content_index=0, delta=text, logprobs=list(logprobs))]
 
     def tool_call(self, delta: ToolCallDelta) -> list[Event]:
         """A piece of a call."""
@@ -73,15 +76,15 @@ class Output:
             item["arguments"] = text
             events = [self._event("function_call_arguments.done", arguments=text, name=item["name"])]
         elif self._kind == "message":
-            item["content"] = [_text_part(text)]
-            events = [self._event("output_text.done", content_index=0, text=text, logprobs=[])]
+            item["content"] = [_text_part(text, self._logprobs)]
+            events = [self._event("output_text.done", content_index=0, text=text, logprobs=self._logprobs)]
             events.append(self._part("done", item["content"][0]))
         else:
             item["content"] = [{"type": "reasoning_text", "text": text}]
             events = [self._event("reasoning_text.done", content_index=0, text=text)]
             events.append(self._part("done", item["content"][0]))
         item["status"] = status
-        self._kind, self._pieces = None, []
+        self._kind, self._pieces, self._logprobs = None, [], []
         return [*events, self._item_event("done")]
 
     def _open(self, kind: str, item: dict[str, Any]) -> Event:
@@ -102,5 +105,5 @@ class Output:
         return {"type": f"response.{kind}", **place, **fields}
 
 
-def _text_part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _text_part(text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": list(logprobs)}

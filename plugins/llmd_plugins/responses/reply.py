@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import orjson
 from aiohttp import web
 
-from llmd.api.v1 import EventStream, NotReady, RequestRefused, ToolCallDelta, wire_error
+from llmd.api.v1 import EventStream, NotReady, RequestRefused, ToolCallDelta, timeout_message, wire_error
 from llmd_plugins.responses.items import new_id
+from llmd_plugins.responses.logprobs import LogprobFormat
 from llmd_plugins.responses.output import Event, Output
 
 if TYPE_CHECKING:
-    from llmd.api.v1 import ChatAnswer, ChatDelta, ChatStream, Receipt, ServerContext
+    from llmd.api.v1 import ChatAnswer, ChatDelta, ChatStream, ModelService, Receipt, ServerContext
+    from llmd_plugins.responses.feed import Feed
     from llmd_plugins.responses.protocol import ResponseRequest
     from llmd_plugins.responses.store import Store
 
@@ -25,15 +28,24 @@ def _tool(tool: dict[str, Any]) -> dict[str, Any]:
 def _text(body: ResponseRequest) -> dict[str, Any]:
     form = body.text.format if body.text is not None else None
     shown = {"type": "text"} if form is None else form.model_dump(by_alias=True, exclude_none=True)
-    return {"format": shown, "verbosity": "medium"}
+    return {"format": shown, "verbosity": (body.text.verbosity if body.text is not None else None) or "medium"}
 
 
 class Reply:
     """The response to one request."""
 
     def __init__(
-        self, context: ServerContext, body: ResponseRequest, chat: ChatStream, receipt: Receipt, store: Store
+        self,
+        context: ServerContext,
+        service: ModelService,
+        body: ResponseRequest,
+        chat: ChatStream,
+        receipt: Receipt,
+        store: Store,
+        *,
+        feed: Feed | None = None,
     ) -> None:
+        self.feed = feed  # where its events are kept, if it is streamed in the background
         self.context, self.body, self.chat, self.receipt, self.store = context, body, chat, receipt, store
         self.id = new_id("resp")
         self.key = receipt.key
@@ -45,12 +57,13 @@ class Reply:
         self._error: dict[str, str] | None = None
         self._incomplete: dict[str, str] | None = None
         self._num_events = 0
+        self._logprobs = LogprobFormat(service, body.top_logprobs or 0) if body.wants_logprobs else None
 
     # --- the object
 
-    def response(self, status: str | None = None) -> dict[str, Any]:
+    def response(self) -> dict[str, Any]:
         """The response as it is now."""
-        body, params, status = self.body, self.chat.request.params, status or self._status
+        body, params, status = self.body, self.chat.request.params, self._status
         effort = body.reasoning.effort if body.reasoning is not None else None
         return {
             "id": self.id,
@@ -63,7 +76,7 @@ class Reply:
             "incomplete_details": self._incomplete,
             "instructions": body.instructions,
             "max_output_tokens": body.max_output_tokens,
-            "max_tool_calls": None,
+            "max_tool_calls": body.max_tool_calls,
             "metadata": body.metadata or {},
             "model": self._model,
             "output": self.output.items if status not in ("queued", "in_progress") else [],
@@ -78,7 +91,7 @@ class Reply:
             "text": _text(body),
             "tool_choice": body.tool_choice or "auto",
             "tools": [_tool(tool) for tool in body.tools or ()],
-            "top_logprobs": 0,
+            "top_logprobs": body.top_logprobs or 0,
             "top_p": getattr(params, "top_p", None),
             "truncation": body.truncation or "disabled",
             "usage": self._usage,
@@ -87,9 +100,10 @@ class Reply:
 
     def keep(self, status: str | None = None) -> dict[str, Any]:
         """The response, which the store keeps unless the client wants it not to."""
-        response = self.response(status)
+        self._status = status or self._status
+        response = self.response()
         if self.body.store is not False:
-            self.store.put(self.key, response, self.body.input)
+            self.store.put(self.key, response, self.body.input, self.feed)
         return response
 
     def _count(self) -> dict[str, Any]:
@@ -113,8 +127,7 @@ class Reply:
             message = f"the generation failed: {end.error or 'unknown reason'}"
             raise RequestRefused(500, message, type="server_error", code="generation_failed")
         if reason == "timeout":
-            limit = self.context.config.server.request_timeout_s
-            raise RequestRefused(504, f"the request took longer than {limit} s", type="timeout_error", code="timeout")
+            raise RequestRefused(504, timeout_message(self.context.config), type="timeout_error", code="timeout")
         if reason == "abort":
             raise NotReady(end.error or f"the server is {self.context.state}")
         is_cut = reason == "length"
@@ -134,6 +147,13 @@ class Reply:
 
     async def whole(self) -> dict[str, Any]:
         """Wait for the end: the finished response. Raises what ended it early."""
+        if self._status == "queued":
+            self.keep("in_progress")
+        if self._logprobs is not None:  # each part of the answer has its own
+            async for deltas in self.chat:
+                for delta in deltas:
+                    self._events(delta)
+            return self.response()
         (answer,) = await self.chat.collect()
         if answer.reasoning:
             self.output.reasoning(answer.reasoning)
@@ -150,34 +170,49 @@ class Reply:
         """Send the events; what fails on the way is told by response.failed."""
         async with EventStream(request) as events:
             try:
-                await self._send_all(events)
+                async for frames in self._batches():
+                    await events.send(b"".join(frames))
             except ConnectionError:
                 raise
             except Exception as error:  # noqa: BLE001  the status line is sent: an event is the only way to tell
-                await events.send(self._frames([{"type": "response.failed", "response": self.fail(error)}]))
+                await events.send(b"".join(self._failure(error)))
         return events.response
 
-    async def _send_all(self, events: EventStream) -> None:
-        head: list[Event] = [
-            {"type": f"response.{name}", "response": self.response()} for name in ("created", "in_progress")
-        ]
+    async def publish(self, feed: Feed) -> None:
+        """Keep the events for who follows them; what fails on the way is told by response.failed, and raised."""
+        feed.add(self._frames([{"type": f"response.{name}", "response": self.response()} for name in ("created", "queued")]))
+        self.keep("in_progress")
+        try:
+            async for frames in self._batches(("in_progress",)):
+                feed.add(frames)
+        except Exception as error:
+            feed.add(self._failure(error))
+            raise
+
+    def _failure(self, error: BaseException) -> list[bytes]:
+        return self._frames([{"type": "response.failed", "response": self.fail(error)}])
+
+    async def _batches(self, head: Sequence[str] = ("created", "in_progress")) -> AsyncIterator[list[bytes]]:
+        """The events, those that come at once together; `head` goes before the first."""
+        begun: list[Event] = [{"type": f"response.{name}", "response": self.response()} for name in head]
         last_s: float | None = None
         async for deltas in self.chat:
             now_s = time.monotonic()
             if last_s is not None:
                 self.receipt.gaps_s.append(now_s - last_s)
             last_s = now_s
-            news = head + [event for delta in deltas for event in self._events(delta)]
-            head = []
+            news = begun + [event for delta in deltas for event in self._events(delta)]
+            begun = []
             if news:
-                await events.send(self._frames(news))
+                yield self._frames(news)
 
     def _events(self, delta: ChatDelta) -> list[Event]:
         events: list[Event] = []
         if delta.reasoning:
             events += self.output.reasoning(delta.reasoning)
         elif delta.content:
-            events += self.output.text(delta.content)
+            entries = self._logprobs.entries(delta.logprobs or ()) if self._logprobs is not None else ()
+            events += self.output.text(delta.content, entries)
         elif delta.tool_call is not None:
             events += self.output.tool_call(delta.tool_call)
         if delta.finish_reason is not None:
@@ -185,10 +220,10 @@ class Reply:
             events.append({"type": f"response.{self._status}", "response": self.keep()})
         return events
 
-    def _frames(self, events: list[Event]) -> bytes:
+    def _frames(self, events: list[Event]) -> list[bytes]:
         frames = []
         for event in events:
             numbered = {**event, "sequence_number": self._num_events}
             self._num_events += 1
             frames.append(b"event: " + event["type"].encode() + b"\ndata: " + orjson.dumps(numbered) + b"\n\n")
-        return b"".join(frames)
+        return frames

@@ -4,41 +4,37 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import orjson
 from aiohttp import web
 
 from llmd.api.v1 import (
-    ChatCall,
-    InvalidParams,
+    EventStream,
     InvalidRequest,
     Overloaded,
     Receipt,
     SamplingParams,
-    StructuredOutputsParams,
     json_response,
-    open_chat,
     parse_request,
     read_json_object,
     receipt_of,
     render_conversation,
     wrong_value,
 )
-from llmd_plugins.responses.items import chat_tool, messages_of
-from llmd_plugins.responses.protocol import UNSERVED, ResponseRequest
+from llmd_plugins.responses.conversation import all_items, chat_call, open_response, truncated
+from llmd_plugins.responses.protocol import UNSERVED, CountRequest, ResponseRequest, parse_include
 from llmd_plugins.responses.reply import Reply
 from llmd_plugins.responses.store import Store
 
 if TYPE_CHECKING:
     from llmd.api.v1 import ChatStream, ModelService, ServerContext
+    from llmd_plugins.responses.feed import Feed
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _MAX_PAGE = 100
-# where the shared call speaks of a field by another name than this API
-_RENAMED = {"structured_outputs": "text.format.schema", "max_tokens": "max_output_tokens", "prompt": "input"}
+_MAX_SEQUENCE = 1 << 31
 
 
 def store_of(context: ServerContext) -> Store:
@@ -56,16 +52,21 @@ def create(context: ServerContext) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
         body = parse_request(ResponseRequest, await read_json_object(request), UNSERVED)
         receipt = receipt_of(request)
+        if body.request_id is not None:
+            receipt.rename(body.request_id)
         service = context.service(body.model)
         receipt.model = service.names[0]
         if body.background and len(store.running) >= (limit := context.settings("responses").max_background):
             raise Overloaded(f"{limit} responses are generated in the background already", retry_after_s=5)
-        chat = await _open(context, service, body, receipt, store)
+        items, own = all_items(context, store, receipt.key, body)
+        chat = await open_response(context, service, body, receipt, items)
+        body = body.model_copy(update={"input": own})  # what is stored needs nothing else that is
         if body.background:
-            return json_response(_in_background(context, request, body, chat, store))
+            reply = _in_background(context, service, request, body, chat, store)
+            return await _follow(request, reply.feed, -1) if reply.feed is not None else json_response(reply.response())
         receipt.streams.append(chat)
         try:
-            reply = Reply(context, body, chat, receipt, store)
+            reply = Reply(context, service, body, chat, receipt, store)
             return await reply.stream(request) if body.stream else json_response(await reply.whole())
         finally:
             chat.close()
@@ -73,122 +74,79 @@ def create(context: ServerContext) -> Handler:
     return handle
 
 
-# --- to the conversation that every format shares
+def count_tokens(context: ServerContext) -> Handler:
+    """The handler of POST /v1/responses/input_tokens."""
+    store = store_of(context)
 
-
-async def _open(
-    context: ServerContext, service: ModelService, body: ResponseRequest, receipt: Receipt, store: Store
-) -> ChatStream:
-    items = [*store.conversation(receipt.key, body.previous_response_id), *body.input]
-    if len(items) > (limit := context.config.limits.max_messages):
-        raise InvalidRequest(f"input must have at most {limit} items with those before it, got {len(items)}", param="input")
-    options: dict[str, Any] = {"key": receipt.key, "timeout_s": context.config.server.request_timeout_s}
-    name = f"resp-{receipt.request_id}-{id(body):x}"
-    try:
-        call = _chat_call(body, messages_of(items, body.instructions), _params(context, service, body))
+    async def handle(request: web.Request) -> web.StreamResponse:
+        body = parse_request(CountRequest, await read_json_object(request), UNSERVED)
+        receipt = receipt_of(request)
+        service = context.service(body.model)
+        receipt.model = service.names[0]
+        items, _ = all_items(context, store, receipt.key, body)
+        if not items and not body.instructions:
+            raise InvalidRequest("input is required", param="input", code="missing_required_parameter")
+        call = chat_call(body, items, SamplingParams())
         if body.truncation == "auto":
-            call = await _truncated(service, call)
-        try:
-            return await open_chat(service, call, request_id=name, **options)
-        except InvalidRequest as error:
-            if (error.param, error.code) != ("max_tokens", "context_length_exceeded"):
-                raise
-        # clients ask for more output than small contexts hold: they get what is left
-        return await open_chat(
-            service, replace(call, params=replace(call.params, max_tokens=None)), request_id=name, **options
-        )
-    except InvalidRequest as error:
-        if (renamed := _RENAMED.get(error.param or "")) is None:
-            raise
-        words = error.message if error.param == "prompt" else error.message.replace(error.param or "", renamed, 1)
-        raise InvalidRequest(words, param=renamed, code=error.code) from None
+            call = await truncated(service, call)
+        prompt = render_conversation(service, call)
+        token_ids = await service.tokenizer.encode_async(prompt, add_special_tokens=False)
+        return json_response({"object": "response.input_tokens", "input_tokens": len(token_ids)})
 
-
-def _params(context: ServerContext, service: ModelService, body: ResponseRequest) -> SamplingParams:
-    limit = context.config.limits.max_output_tokens
-    if limit is not None and (body.max_output_tokens or 0) > limit:
-        raise InvalidParams("max_output_tokens", body.max_output_tokens, f"at most {limit}")
-    overrides: dict[str, Any] = {"max_tokens": body.max_output_tokens}
-    for name, value in (("temperature", body.temperature), ("top_p", body.top_p)):
-        if value is not None:
-            overrides[name] = value
-    form = body.text.format if body.text is not None else None
-    if form is not None and form.type == "json_schema":
-        overrides["structured_outputs"] = StructuredOutputsParams(json=form.schema_)
-    elif form is not None and form.type == "json_object":
-        overrides["structured_outputs"] = StructuredOutputsParams(json_object=True)
-    return service.sampling_params(overrides)
-
-
-def _chat_call(body: ResponseRequest, messages: list[dict[str, Any]], params: SamplingParams) -> ChatCall:
-    choice = body.tool_choice
-    return ChatCall(
-        messages=messages,
-        params=params,
-        tools=[chat_tool(tool) for tool in body.tools] if body.tools else None,
-        tool_choice=choice["name"] if isinstance(choice, dict) else choice,
-        parallel_tool_calls=body.parallel_tool_calls is not False,
-        reasoning_effort=body.reasoning.effort if body.reasoning is not None else None,
-    )
-
-
-async def _truncated(service: ModelService, call: ChatCall) -> ChatCall:
-    """The call without the oldest turns that the context cannot hold; system messages and the last turn stay."""
-    kept = [message for message in call.messages if message["role"] in ("system", "developer")]
-    rest = [message for message in call.messages if message["role"] not in ("system", "developer")]
-    starts = [index for index, message in enumerate(rest) if message["role"] == "user"]
-    room = service.max_model_len - min(call.params.max_tokens or 1, service.max_model_len // 2)
-
-    async def fits(candidate: ChatCall) -> bool:
-        prompt = render_conversation(service, candidate)
-        return len(await service.tokenizer.encode_async(prompt, add_special_tokens=False)) <= room
-
-    shorter = [replace(call, messages=[*kept, *rest[start:]]) for start in starts]
-    if not shorter or await fits(call):
-        return call
-    low, high = 0, len(shorter) - 1
-    while low < high:
-        middle = (low + high) // 2
-        low, high = (low, middle) if await fits(shorter[middle]) else (middle + 1, high)
-    return shorter[low]
+    return handle
 
 
 # --- in the background
 
 
 def _in_background(
-    context: ServerContext, request: web.Request, body: ResponseRequest, chat: ChatStream, store: Store
-) -> dict[str, Any]:
-    """Start it: the queued response. What is generated has a receipt of its own, for the request's is closed by then."""
+    context: ServerContext,
+    service: ModelService,
+    request: web.Request,
+    body: ResponseRequest,
+    chat: ChatStream,
+    store: Store,
+) -> Reply:
+    """Start it: the queued reply. What is generated has a receipt of its own, for the request's is closed by then."""
     given, receipt = receipt_of(request), Receipt(request)
     receipt.model, receipt.key, receipt.request_id = given.model, given.key, given.request_id
     receipt.streams.append(chat)
     receipt.facts["background"] = True
-    reply = Reply(context, body, chat, receipt, store)
-    queued = reply.keep("queued")
+    context.requests.open(receipt)
+    reply = Reply(context, service, body, chat, receipt, store, feed=store.new_feed() if body.stream else None)
+    reply.keep("queued")
     name = (reply.key, reply.id)
     task = asyncio.get_running_loop().create_task(_generate(context, reply))
     store.running[name] = task
     task.add_done_callback(lambda _: store.running.pop(name, None))
-    return queued
+    return reply
+
+
+async def _follow(request: web.Request, feed: Feed, after: int) -> web.StreamResponse:
+    """The events of a response that goes on whether or not its client stays."""
+    feed.check(after)
+    async with EventStream(request) as events:
+        async for data in feed.follow(after):
+            await events.send(data)
+    return events.response
 
 
 async def _generate(context: ServerContext, reply: Reply) -> None:
     status = 200
     try:
-        reply.keep("in_progress")
-        await reply.whole()
+        await (reply.whole() if reply.feed is None else reply.publish(reply.feed))
     except asyncio.CancelledError:
         status, reply.receipt.client_gone = 499, True
         raise
     except Exception as error:  # noqa: BLE001  nobody waits for it: the stored response tells
         status = 500
-        reply.fail(error)
+        if reply.feed is None:  # else its last event has told
+            reply.fail(error)
     finally:
         reply.chat.close()
-        summary = reply.receipt.summary(status)
-        context.metrics.observe(summary)
-        context.request_finished(summary)
+        if reply.feed is not None:
+            reply.feed.close()
+        context.record(reply.receipt, status)
 
 
 # --- stored ones
@@ -199,13 +157,30 @@ def retrieve(context: ServerContext) -> Handler:
     store = store_of(context)
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        if request.query.get("stream", "false").lower() not in ("false", "0"):
-            message = "a stored response is not streamed again: leave stream out"
-            raise InvalidRequest(message, param="stream", code="unsupported_parameter")
+        parse_include(request.query.getall("include", []) + request.query.getall("include[]", []))
         stored = store.get(receipt_of(request).key, request.match_info["response_id"])
-        return web.Response(body=stored.response, content_type="application/json")
+        streams = request.query.get("stream", "false").lower() not in ("false", "0")
+        after = _starting_after(request, streams=streams)
+        if not streams:
+            return web.Response(body=stored.response, content_type="application/json")
+        if stored.feed is None:
+            message = "only a response that was created with background=true and stream=true can be streamed again"
+            raise InvalidRequest(message, param="stream", code="unsupported_parameter")
+        return await _follow(request, stored.feed, after)
 
     return handle
+
+
+def _starting_after(request: web.Request, *, streams: bool) -> int:
+    """The sequence number of the last event that the client has; −1 is none."""
+    text = request.query.get("starting_after")
+    if text is None:
+        return -1
+    if not streams:
+        raise InvalidRequest("starting_after is only allowed with stream=true", param="starting_after")
+    if not text.isascii() or not text.isdecimal() or len(text) > 10 or int(text) >= _MAX_SEQUENCE:
+        raise wrong_value("starting_after", f"an integer between 0 and {_MAX_SEQUENCE - 1}", text)
+    return int(text)
 
 
 def delete(context: ServerContext) -> Handler:
@@ -233,7 +208,7 @@ def cancel(context: ServerContext) -> Handler:
         if (task := store.running.get(name)) is not None:
             task.cancel()
             response["status"] = "cancelled"
-            store.put(name[0], response, orjson.loads(stored.input_items))
+            store.put(name[0], response, orjson.loads(stored.input_items), stored.feed)
         return json_response(response)
 
     return handle

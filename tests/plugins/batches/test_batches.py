@@ -7,14 +7,17 @@ import io
 import json
 import os
 from contextlib import asynccontextmanager
+from types import SimpleNamespace
 
 import openai
 import pytest
 from scripted import make_folder, scripted
 from server.serving import call, serving, summaries_of, until
 
+from llmd_plugins import anthropic as anthropic_plugin
 from llmd_plugins import batches as plugin
 from llmd_plugins import openai as openai_plugin
+from llmd_plugins import pooling as pooling_plugin
 from llmd_plugins import responses as responses_plugin
 from llmd_plugins.batches import BatchesSettings
 from llmd_plugins.batches.lines import LineError, parse_line
@@ -30,7 +33,14 @@ def folder(tmp_path_factory):
 @asynccontextmanager
 async def client(folder, state, settings=None, **options):
     sections = {"batches": BatchesSettings(directory=None if state is None else str(state), **(settings or {}))}
-    plugins = (plugin, openai_plugin, responses_plugin)
+    pooling = SimpleNamespace(
+        llmd_register_routes=lambda: [
+            spec
+            for spec in pooling_plugin.llmd_register_routes()
+            if spec.path != "/classify"  # a route that is switched off
+        ]
+    )
+    plugins = (plugin, openai_plugin, responses_plugin, anthropic_plugin, pooling)
     async with (
         scripted(folder, *plugins, sections=sections, **options) as model,
         serving(model.context) as url,
@@ -104,6 +114,41 @@ async def test_completions_and_responses(folder, tmp_path):
         batch = await ended(api, await start(api, json.dumps(row).encode(), "/v1/responses"))
         (found,) = await rows_of(api, batch.output_file_id)
         assert found["response"]["body"]["output"][0]["content"][0]["text"] == "Hello!"
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "right", "wrong"),
+    [
+        ("/v1/messages", {"messages": [{"role": "user", "content": "x"}], "max_tokens": 20}, "content", {"top_p": -1}),
+        ("/v1/responses", {"input": "x"}, "output", {"top_p": -1}),
+        ("/v1/embeddings", {"input": "x"}, "data", {"dimensions": 0}),
+        ("/pooling", {"input": ["x", "y"]}, "data", {"task": "guess"}),
+        ("/score", {"text_1": "x", "text_2": ["y", "z"]}, "data", {"text_2": []}),
+        ("/v1/score", {"text_1": "x", "text_2": "y"}, "data", {"text_2": []}),
+        ("/rerank", {"query": "x", "documents": ["y", "z"]}, "results", {"top_n": -1}),
+        ("/v1/rerank", {"query": "x", "documents": ["y", "z"]}, "results", {"top_n": -1}),
+        ("/v2/rerank", {"query": "x", "documents": ["y", "z"]}, "results", {"top_n": -1}),
+    ],
+)
+async def test_every_kind_of_request(folder, tmp_path, path, body, right, wrong):
+    """Each answer is what the route itself says, errors in that format's own shape."""
+    async with client(folder, tmp_path) as (api, model, url):
+        seen = summaries_of(model.context)
+        model.say("Hello!")
+        rows = [
+            {"custom_id": "good", "url": path, "body": {"model": "tiny", **body}},
+            {"custom_id": "bad", "url": path, "body": {"model": "tiny", **body, **wrong}},
+        ]
+        batch = await ended(api, await start(api, "\n".join(map(json.dumps, rows)).encode(), path))
+        assert (batch.request_counts.completed, batch.request_counts.failed) == (1, 1), batch
+        (good,), (bad,) = await rows_of(api, batch.output_file_id), await rows_of(api, batch.error_file_id)
+        assert (good["custom_id"], good["response"]["status_code"]) == ("good", 200)
+        assert good["response"]["body"][right]
+        direct = (await call(url, "POST", path, rows[1]["body"])).json()
+        told = bad["response"]["body"]
+        assert (bad["response"]["status_code"], told["error"]) == (400, direct["error"])
+        assert told.get("type") == direct.get("type")
+        assert sum(summary.route == path for summary in seen) == 3
 
 
 async def test_going_on_after_a_restart(folder, tmp_path):
@@ -189,12 +234,16 @@ async def test_files_that_are_no_batch(folder, tmp_path):
         file = await upload(api, lines_of(1))
         good = {"input_file_id": file.id, "endpoint": CHAT, "completion_window": "24h"}
         for changes, param in (
-            ({"endpoint": "/metrics"}, "endpoint"), ({"endpoint": "/v1/embeddings"}, "endpoint"),
+            ({"endpoint": "/metrics"}, "endpoint"), ({"endpoint": 3}, "endpoint"), ({"endpoint": "/classify"}, "endpoint"),
+            ({"endpoint": "/v1/moderations"}, "endpoint"), ({"endpoint": "/v1/images/generations"}, "endpoint"),
             ({"completion_window": "1h"}, "completion_window"), ({"input_file_id": 3}, "input_file_id"),
             ({"metadata": {"a": 1}}, "metadata.a"), ({"foo": 1}, "foo"),
         ):  # fmt: skip
             answer = await call(url, "POST", "/v1/batches", {**good, **changes})
             assert (answer.status, answer.json()["error"]["param"]) == (400, param), answer.body
+        unserved = (await call(url, "POST", "/v1/batches", {**good, "endpoint": "/v1/moderations"})).json()["error"]
+        assert unserved["code"] == "unsupported_parameter"
+        assert unserved["message"].startswith("endpoint '/v1/moderations' is not served by this server; served are /v1/chat")
         assert (await call(url, "POST", "/v1/batches", {**good, "input_file_id": "file-x"})).status == 404
 
 

@@ -17,6 +17,11 @@ def test_the_demo_model_answers_a_file(tmp_path):
     rows = [
         {"custom_id": "chat", "method": "POST", "url": "/v1/chat/completions", "body": chat},
         {"custom_id": "text", "url": "/v1/completions", "body": {"model": "demo", "prompt": "Hello", "max_tokens": 4}},
+        {"custom_id": "message", "url": "/v1/messages", "body": {**chat, "max_tokens": 8}},
+        {"custom_id": "items", "url": "/v1/responses", "body": {"model": "demo", "input": "Hello", "max_output_tokens": 8}},
+        {"custom_id": "vector", "url": "/v1/embeddings", "body": {"model": "demo", "input": "Hello"}},
+        {"custom_id": "score", "url": "/score", "body": {"model": "demo", "text_1": "Hello", "text_2": ["Hello", "no"]}},
+        {"custom_id": "order", "url": "/v1/rerank", "body": {"model": "demo", "query": "Hello", "documents": ["a", "b"]}},
         {"custom_id": "wrong", "url": "/v1/chat/completions", "body": {**chat, "temperature": -1}},
         {"custom_id": "nowhere", "url": "/health", "body": {}},
     ]
@@ -26,9 +31,15 @@ def test_the_demo_model_answers_a_file(tmp_path):
     command = [sys.executable, "-m", "llmd", "run-batch", "-i", str(source), "-o", str(target), "--model", "demo", *flags]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert ended.returncode == 0, ended.stderr
-    assert "2 answered, 3 failed" in ended.stderr
+    assert "7 answered, 3 failed" in ended.stderr
     found = {row["custom_id"]: row for row in map(json.loads, target.read_text().splitlines())}
-    assert set(found) == {"chat", "text", "wrong", "nowhere", ""}
+    assert set(found) == {"chat", "text", "message", "items", "vector", "score", "order", "wrong", "nowhere", ""}
+    bodies = {name: found[name]["response"]["body"] for name in found}
+    assert bodies["message"]["type"] == "message"
+    assert bodies["items"]["object"] == "response"
+    assert len(bodies["vector"]["data"][0]["embedding"]) > 0
+    assert bodies["score"]["data"][0]["score"] == pytest.approx(1, abs=1e-3)
+    assert len(bodies["order"]["results"]) == 2
     assert found["chat"]["response"]["body"]["choices"][0]["message"]["content"]
     assert found["chat"]["error"] is None
     assert found["wrong"]["response"]["status_code"] == found["nowhere"]["response"]["status_code"] == 400

@@ -276,11 +276,33 @@ BAD = [
     ({"input": [{"role": "user"}]}, "input[0].content"),
     ({"input": [{"role": "user", "content": [{"type": "input_image", "image_url": "x"}]}]}, "input[0].content[0].type"),
     ({"input": [{"type": "web_search_call", "id": "x"}]}, "input[0].type"),
-    ({"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
+    ({"input": [{"type": "item_reference", "id": ""}]}, "input[0].id"),
+    ({"input": [{"type": "custom_tool_call", "id": "x"}]}, "input[0].type"),
     ({"input": [{"type": "function_call", "call_id": "x", "name": "f"}]}, "input[0].arguments"),
     ({"input": [{"type": "function_call_output", "call_id": "x"}]}, "input[0].output"),
     ({"input": [{"role": "user", "content": "x", "nmae": 1}]}, "input[0].nmae"),
-    ({"include": ["message.output_text.logprobs"]}, "include[0]"),
+    ({"include": ["file_search_call.results"]}, "include[0]"),
+    ({"top_logprobs": 5000}, "top_logprobs"),
+    ({"top_logprobs": -1}, "top_logprobs"),
+    ({"tools": [{**TOOL, "defer_loading": True}]}, "tools[0].defer_loading"),
+    ({"tools": [{**TOOL, "allowed_callers": ["programmatic"]}]}, "tools[0].allowed_callers"),
+    ({"tools": [{"type": "custom", "name": "x"}]}, "tools[0].type"),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto"}}, "tool_choice.tools"),
+    ({"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "x", "tools": []}}, "tool_choice.mode"),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{"type": "mcp"}]}},
+        "tool_choice.tools[0].type",
+    ),
+    (
+        {"tools": [TOOL], "tool_choice": {"type": "allowed_tools", "mode": "auto", "tools": [{**TOOL, "name": "sub"}]}},
+        "tool_choice",
+    ),
+    ({"moderation": {}}, "moderation"),
+    ({"context_management": [{"type": "compaction"}]}, "context_management"),
+    ({"previous_input_messages": []}, "previous_input_messages"),
+    ({"reasoning": {"mode": "pro"}}, "reasoning.mode"),
+    ({"text": {"verbosity": "loud"}}, "text.verbosity"),
+    ({"stop": [""]}, "stop"),
     ({"include": ["nothing"]}, "include[0]"),
     ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
     ({"tools": [{"type": "function"}]}, "tools[0].name"),
@@ -291,15 +313,14 @@ BAD = [
     ({"temperature": -1}, "temperature"),
     ({"conversation": "c"}, "conversation"),
     ({"prompt": {"id": "p"}}, "prompt"),
-    ({"max_tool_calls": 3}, "max_tool_calls"),
+    ({"max_tool_calls": -3}, "max_tool_calls"),
     ({"text": {"format": {"type": "json_schema", "name": "x"}}}, "text.format.schema"),
     (
         {"text": {"format": {"type": "json_schema", "schema": {"type": "none"}}}, "reasoning": {"effort": "none"}},
         "text.format.schema",
     ),
     ({"reasoning": {"effort": "lots"}}, "reasoning.effort"),
-    ({"reasoning": {"summary": "detailed"}}, "reasoning.summary"),
-    ({"background": True, "stream": True}, "background"),
+    ({"reasoning": {"summary": "long"}}, "reasoning.summary"),
     ({"background": True, "store": False}, "background"),
     ({"metadata": {"a": 1}}, "metadata.a"),
     ({"max_output_tokns": 3}, "max_output_tokns"),
@@ -320,7 +341,10 @@ async def test_refusals_name_the_field(folder):
         stored = (await call(url, "POST", "/v1/responses", {"input": "x", "max_output_tokens": 1})).json()["id"]
         for query in queries:
             assert (await call(url, "GET", f"/v1/responses/{stored}/input_items?{query}")).status == 400
-        assert (await call(url, "GET", f"/v1/responses/{stored}?stream=true")).status == 400
+        for query in ("stream=true", "starting_after=3", "stream=true&starting_after=x", "include=nothing"):
+            assert (await call(url, "GET", f"/v1/responses/{stored}?{query}")).status == 400
+        lost = await call(url, "POST", "/v1/responses", {"input": [{"id": "msg_0"}]})
+        assert (lost.status, lost.json()["error"]["param"]) == (404, "input[0].id")
         assert (await call(url, "GET", "/v1/responses/..%2f..%2fetc")).status == 404
 
 
