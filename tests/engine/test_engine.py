@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
 
 import pytest
+from engine.driving import Sink, request, running
 from fakes import FakeExecutor, FakeGrammar, FakeMatcher, expected_tokens, fake_info, greedy
 
 from llmd.config import CacheConfig, SchedulerConfig
@@ -16,54 +16,6 @@ from llmd.engine.request import Prompt, Request
 from llmd.engine.step import FinishReason
 from llmd.errors import ConfigError, EngineFailure, InvalidRequest, NotReady, Overloaded, StepFailed
 from llmd_plugins.scheduling.fcfs import FcfsQueue
-
-
-class Sink:
-    """Collects deltas by request."""
-
-    def __init__(self) -> None:
-        self.deltas: dict[str, list] = {}
-        self.changed = asyncio.Event()
-
-    def publish(self, deltas) -> None:
-        for delta in deltas:
-            self.deltas.setdefault(delta.request_id, []).append(delta)
-        self.changed.set()
-
-    def tokens(self, request_id: str, index: int = 0) -> list[int]:
-        return [token for delta in self.deltas.get(request_id, ()) if delta.index == index for token in delta.token_ids]
-
-    async def end(self, request_id: str, count: int = 1) -> list[FinishReason]:
-        async with asyncio.timeout(10):
-            while True:
-                reasons = [delta.finish_reason for delta in self.deltas.get(request_id, ()) if delta.finish_reason]
-                if len(reasons) >= count:
-                    return reasons
-                self.changed.clear()
-                await self.changed.wait()
-
-
-@contextlib.asynccontextmanager
-async def running(executor: FakeExecutor | None = None, **scheduler):
-    sink = Sink()
-    executor = executor or FakeExecutor()
-    config = SchedulerConfig(
-        **{"max_num_seqs": executor.device.info.max_num_seqs, "max_num_batched_tokens": 64, **scheduler}
-    )
-    engine = Engine(executor, config, CacheConfig(), waiting=FcfsQueue(), publish=sink.publish)
-    phases = []
-    await engine.start(phases.append)
-    assert phases
-    try:
-        yield engine, sink, executor
-    finally:
-        await engine.stop()
-        assert executor.stopped
-
-
-def request(name: str, length: int = 5, **changes) -> Request:
-    params = changes.pop("params", None) or greedy(**changes.pop("sampling", {"max_tokens": 6}))
-    return Request(request_id=name, prompt=Prompt(tuple(range(1, length + 1))), params=params, **changes)
 
 
 async def test_requests_run_together_and_give_what_the_model_says():
@@ -78,6 +30,20 @@ async def test_requests_run_together_and_give_what_the_model_says():
         assert (stats.admitted, stats.finished, stats.num_running, stats.num_waiting) == (12, 12, 0, 0)
         assert stats.num_output_tokens == 72
         assert stats.kv_usage == 0
+
+
+async def test_steps_are_counted_by_their_size_and_for_each_sequence():
+    async with running() as (engine, sink, _):
+        (alone,) = engine.add(request("a", length=10, sampling={"max_tokens": 6}))
+        assert await sink.end("a") == [FinishReason.LENGTH]
+        stats = engine.stats()
+        assert alone.num_steps == 6  # the prompt's and five more
+        assert alone.is_finished
+        assert stats.step_sizes[0] == 5
+        assert stats.step_sizes[4] == 1  # 10 tokens: more than 8 and at most 16
+        assert stats.num_step_tokens == 15
+        assert stats.num_context_tokens == 10 + 11 + 12 + 13 + 14 + 15
+        assert engine.adapters() == (frozenset(), frozenset())
 
 
 async def test_a_conversation_finds_its_prefix_again():

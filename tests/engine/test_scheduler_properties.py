@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmd.config import CacheConfig, SchedulerConfig
-from llmd.engine.executor import KVGroup
+from llmd.engine.executor import AdapterFacts, KVGroup
 from llmd.engine.grammar import MaskJob
 from llmd.engine.params import SamplingParams
 from llmd.engine.request import Prompt, Request
@@ -20,6 +20,7 @@ from llmd_plugins.scheduling.fcfs import FcfsQueue
 from llmd_plugins.scheduling.priority import PriorityQueue
 
 VOCAB = 50
+ADAPTERS = ("a", "b", "c", "d")
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Client:
     tokens: dict[int, list[int]] = field(default_factory=dict)
     reasons: dict[int, FinishReason] = field(default_factory=dict)
     is_aborted: bool = False
+    adapter: str | None = None  # the path of the files that its name stood for when it came
 
 
 class Drive:
@@ -42,9 +44,19 @@ class Drive:
         self.depth = depth
         self.in_flight: deque = deque()
         self.clients: dict[str, Client] = {}
+        self.reads: deque = deque()  # adapters whose files are being read, and turns until they are there
+        self.drops: list[int] = []
+        for name in ADAPTERS if info.max_loras else ():
+            self.declare(name, f"{name}/0")
+
+    def declare(self, name: str, path: str) -> None:
+        adapters = self.scheduler.adapters
+        adapters.publish(adapters.make(name, path))
 
     def add(self, request: Request) -> None:
-        self.clients[request.request_id] = Client(request)
+        client = self.clients[request.request_id] = Client(request)
+        if request.adapter is not None:
+            client.adapter = self.scheduler.adapters.get(request.adapter).path
         self.scheduler.add(request, seed=request.params.seed or 0)
 
     def take(self, deltas) -> None:
@@ -57,6 +69,7 @@ class Drive:
 
     def turn(self) -> bool:
         """Plan, run, commit; False when there was nothing to do."""
+        self.read_adapters()
         step = self.scheduler.schedule(0.0)
         if step is not None:
             assert step.plan.num_tokens <= self.scheduler.config.max_num_batched_tokens
@@ -66,10 +79,26 @@ class Drive:
         if len(self.in_flight) >= self.depth or (self.in_flight and step is None):
             committed, result = self.in_flight.popleft()
             self.take(self.scheduler.commit(committed, result))
-        elif step is None:
+        elif step is None and not self.reads:
             return False
         self.scheduler.check()
         return True
+
+    def read_adapters(self) -> None:
+        """The executor's part: files take two turns to read; what is dropped stays until the steps in flight have run."""
+        adapters = self.scheduler.adapters
+        if self.reads and self.reads[0][1] == 0:
+            entry, _ = self.reads.popleft()
+            self.device.adapters[entry.adapter_id] = entry.path
+            self.drops = [adapter_id for adapter_id in self.drops if adapter_id != entry.adapter_id]
+            adapters.loaded(entry, AdapterFacts(8, 1000))
+        self.reads = deque((entry, max(0, turns - 1)) for entry, turns in self.reads)
+        self.reads.extend((entry, 2) for entry in adapters.take_reads())
+        self.drops += adapters.take_drops()
+        if not self.in_flight:
+            for adapter_id in self.drops:
+                del self.device.adapters[adapter_id]
+            self.drops = []
 
     def run_first(self) -> None:
         """Let the device compute the oldest step, unless it has."""
@@ -89,10 +118,14 @@ class Drive:
         pool = self.scheduler.kv_cache.pool
         assert pool.num_free == pool.num_blocks
         assert self.scheduler.num_admitted == self.scheduler.num_finished
+        self.read_adapters()
+        assert self.scheduler.adapters.is_balanced
+        held = {entry.adapter_id for entry in self.scheduler.adapters._entries.values() if entry.is_on_host}
+        assert set(self.device.adapters) == held
 
 
 @st.composite
-def requests(draw, index: int) -> Request:
+def requests(draw, index: int, adapters: bool = False) -> Request:
     # few distinct prompts with common beginnings, so that prefix hits are frequent
     base = draw(st.integers(0, 2))
     length = draw(st.integers(1, 40))
@@ -112,6 +145,7 @@ def requests(draw, index: int) -> Request:
         prompt=Prompt(token_ids),
         params=params,
         grammar=draw(st.sampled_from([None, None, FakeGrammar(VOCAB, 1), FakeGrammar(VOCAB, 2)])),
+        adapter=draw(st.sampled_from([None, *ADAPTERS])) if adapters else None,
         namespace=namespace,
         priority=draw(st.integers(-2, 2)),
         arrival_s=float(index),
@@ -130,12 +164,15 @@ def worlds(draw):
         max_model_len=64,
         vocab_size=VOCAB,
         kv_groups=groups,
+        max_loras=draw(st.sampled_from([0, 0, 1, 2, 3])),
+        max_cpu_loras=draw(st.integers(1, 4)),
     )
     config = SchedulerConfig(
         policy=draw(st.sampled_from(["fcfs", "priority"])),
         max_num_seqs=info.max_num_seqs,
         max_num_batched_tokens=info.max_num_seqs + draw(st.integers(0, 40)),
         watermark=draw(st.sampled_from([0.0, 0.1])),
+        adapter_drain_threshold=draw(st.sampled_from([1, 2, 16])),
     )
     cache = CacheConfig(block_size=block_size, enable_prefix_caching=draw(st.booleans()))
     return info, config, cache, draw(st.integers(1, 3))
@@ -147,7 +184,8 @@ def check_outputs(client: Client) -> None:
     params = request.params
     for index in range(params.n):
         matcher = request.grammar.matcher() if request.grammar else None
-        full = expected_tokens(list(request.prompt.token_ids), params.max_tokens, VOCAB, params.seed + index, matcher)
+        prompt, seed = list(request.prompt.token_ids), params.seed + index
+        full = expected_tokens(prompt, params.max_tokens, VOCAB, seed, matcher, client.adapter)
         stop = next((i for i, token in enumerate(full) if token in params.stop_token_ids), None)
         expected = full if stop is None else full[: stop + 1]
         got = client.tokens.get(index, [])
@@ -163,8 +201,11 @@ def check_outputs(client: Client) -> None:
 @given(world=worlds(), data=st.data())
 def test_any_schedule_gives_the_same_tokens_and_loses_nothing(world, data):
     drive = Drive(*world)
+    has_adapters = drive.scheduler.adapters.is_enabled
     for index in range(data.draw(st.integers(1, 10))):
-        drive.add(data.draw(requests(index)))
+        drive.add(data.draw(requests(index, has_adapters)))
+        if has_adapters and data.draw(st.integers(0, 4)) == 0:
+            drive.declare(data.draw(st.sampled_from(ADAPTERS)), f"again/{index}")
         for _ in range(data.draw(st.integers(0, 6))):
             drive.turn()
         if data.draw(st.integers(0, 5)) == 0:
@@ -218,6 +259,28 @@ def test_a_failing_step_ends_its_own_sequences_only(world, data):
             check_outputs(client)
 
 
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(world=worlds(), data=st.data())
+def test_steps_without_memory_are_computed_again(world, data):
+    drive = Drive(*world)
+    has_adapters = drive.scheduler.adapters.is_enabled
+    for index in range(data.draw(st.integers(1, 6))):
+        drive.add(data.draw(requests(index, has_adapters)))
+        for _ in range(data.draw(st.integers(0, 6))):
+            drive.turn()
+        if data.draw(st.booleans()):
+            for step, result in drive.in_flight:
+                if result is None:
+                    drive.device.apply(step.plan)
+            drive.scheduler.roll_back([step for step, _ in drive.in_flight])
+            drive.in_flight.clear()
+            drive.scheduler.token_budget = max(1, drive.scheduler.token_budget // 2)
+            drive.scheduler.check()
+    drive.finish()
+    for client in drive.clients.values():
+        check_outputs(client)
+
+
 def test_the_pool_preempts_and_the_oldest_ends_first():
     info = fake_info(num_blocks=20, block_size=4, max_num_seqs=4, max_model_len=64, vocab_size=VOCAB)
     drive = Drive(
@@ -257,7 +320,7 @@ def test_without_prefix_caching_requests_share_nothing():
 
 
 def test_namespaces_and_adapters_do_not_meet():
-    info = fake_info(vocab_size=VOCAB)
+    info = fake_info(vocab_size=VOCAB, max_loras=2, max_cpu_loras=2)
     drive = Drive(info, SchedulerConfig(max_num_seqs=8), CacheConfig(block_size=4), 1)
     prompt = Prompt(tuple(range(32)))
     params = SamplingParams(max_tokens=1, seed=0)

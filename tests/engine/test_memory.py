@@ -1,0 +1,130 @@
+"""Steps that find no memory: nothing is lost, steps get smaller, and it always ends."""
+
+from __future__ import annotations
+
+import pytest
+from engine.driving import request, running
+from fakes import FakeExecutor, FakeGrammar, expected_tokens, fake_info, greedy
+
+from llmd.engine.memory import TokenBudget
+from llmd.engine.params import PoolingParams
+from llmd.engine.request import Prompt, Request
+from llmd.engine.step import FinishReason
+from llmd.errors import StepFailed, StepOutOfMemory
+
+
+class Tight(FakeExecutor):
+    """Finds no memory in the steps that `is_tight` names."""
+
+    def __init__(self, is_tight, **options) -> None:
+        super().__init__(fake_info(max_model_len=256), **options)
+        self.is_tight, self.num_plans = is_tight, 0
+
+    def submit(self, plan, masks=None):
+        if self.is_tight(self.num_plans, plan):
+            self.fail_next = StepOutOfMemory("no memory")
+        self.num_plans += 1
+        return super().submit(plan, masks)
+
+
+@pytest.mark.parametrize("failing", [{0}, {1}, {2, 3}, {0, 4, 9}, {3, 8, 30}])
+async def test_every_token_is_as_if_nothing_had_happened(failing):
+    async with running(Tight(lambda nth, plan: nth in failing)) as (engine, sink, executor):
+        for index in range(6):
+            engine.add(request(f"r{index}", length=3 + 9 * index, sampling={"max_tokens": 12}))
+        for index in range(6):
+            assert await sink.end(f"r{index}") == [FinishReason.LENGTH]
+            assert sink.tokens(f"r{index}") == expected_tokens(list(range(1, 4 + 9 * index)), 12, 1000)
+        engine._scheduler.check()
+        assert engine.stats().num_out_of_memory >= len([nth for nth in failing if nth < executor.num_plans]) / 2
+        assert engine.stats().num_preemptions
+
+
+async def test_siblings_vectors_logprobs_and_grammars_come_out_whole():
+    vocab = 1000
+    async with running(Tight(lambda nth, plan: nth in (1, 5, 9)), max_num_batched_tokens=32) as (engine, sink, _):
+        grammar = FakeGrammar(vocab)
+        engine.add(request("n", length=20, sampling={"max_tokens": 8, "n": 3}))
+        engine.add(request("v", length=70, params=PoolingParams()))
+        engine.add(request("l", length=70, params=greedy(max_tokens=2, logprobs=1, prompt_logprobs=1)))
+        engine.add(Request(request_id="g", prompt=Prompt((5, 6)), params=greedy(max_tokens=40), grammar=grammar))
+        assert await sink.end("n", 3) == [FinishReason.LENGTH] * 3
+        assert sink.tokens("n", 2) == expected_tokens(list(range(1, 21)), 8, vocab)
+        await sink.end("v")
+        assert len(sink.deltas["v"][-1].pooled) == 12
+        await sink.end("l")
+        told = [entry.token_id for delta in sink.deltas["l"] for entry in delta.prompt_logprobs or ()]
+        assert told == list(range(2, 71))
+        await sink.end("g")
+        assert sink.tokens("g") == expected_tokens([5, 6], 40, vocab, matcher=grammar.matcher())
+        engine._scheduler.check()
+
+
+async def test_a_large_step_is_tried_again_smaller():
+    async with running(Tight(lambda nth, plan: plan.num_tokens > 40)) as (engine, sink, _):
+        engine.add(request("long", length=200, sampling={"max_tokens": 4}))
+        assert await sink.end("long") == [FinishReason.LENGTH]
+        assert engine._scheduler.token_budget == 32
+        assert engine.stats().num_out_of_memory == 1
+
+
+async def test_what_never_fits_ends_with_an_error_and_the_rest_goes_on():
+    rows = {}
+
+    def is_tight(nth, plan):
+        rows.update({entry.row: entry.request_id for entry in plan.admitted})
+        return any(rows[row] == "huge" for row in plan.rows)
+
+    async with running(Tight(is_tight)) as (engine, sink, _):
+        engine.add(request("huge", length=100))
+        engine.add(request("small", length=4))
+        assert await sink.end("huge") == [FinishReason.ERROR]
+        assert "no memory" in sink.deltas["huge"][-1].error
+        assert await sink.end("small") == [FinishReason.LENGTH]
+        assert sink.tokens("small") == expected_tokens([1, 2, 3, 4], 6, 1000)
+
+
+async def test_a_device_that_never_has_memory_ends_every_request():
+    async with running(Tight(lambda nth, plan: True)) as (engine, sink, _):
+        for index in range(5):
+            engine.add(request(f"r{index}"))
+        for index in range(5):
+            assert await sink.end(f"r{index}") == [FinishReason.ERROR]
+        assert engine.failure is None
+
+
+async def test_a_step_that_fails_behind_one_without_memory_is_computed_again_too():
+    class Both(Tight):
+        def submit(self, plan, masks=None):
+            answer = super().submit(plan, masks)
+            if self.num_plans == 3:
+                self.fail_next = StepFailed("another")
+            return answer
+
+    async with running(Both(lambda nth, plan: nth == 2)) as (engine, sink, _):
+        for index in range(3):
+            engine.add(request(f"r{index}", length=60))
+        for index in range(3):
+            assert await sink.end(f"r{index}") == [FinishReason.LENGTH]
+
+
+async def test_failures_without_end_cannot_keep_a_prompt_for_ever():
+    """Every fourth step fails, and what was computed is lost each time: the largest go, the small ones come through."""
+    async with running(Tight(lambda nth, plan: nth % 4 == 1), max_num_batched_tokens=32) as (engine, sink, _):
+        engine.add(request("n", length=20, sampling={"max_tokens": 8, "n": 3}))
+        engine.add(request("l", length=200, params=greedy(max_tokens=2, logprobs=1, prompt_logprobs=1)))
+        engine.add(request("s", length=2, sampling={"max_tokens": 2}))
+        await sink.end("n", 3)
+        assert await sink.end("l") == [FinishReason.ERROR]
+        await sink.end("s")
+        engine._scheduler.check()
+
+
+def test_the_budget_comes_back():
+    budget = TokenBudget(100)
+    assert [budget.failed() for _ in range(4)] == [False, False, False, True]
+    assert (budget.tokens, budget.is_full) == (16, False)
+    grown = [budget.tokens for _ in range(3 * 2048) if budget.succeeded()]
+    assert grown == [32, 64, 100]
+    assert budget.is_full
+    assert TokenBudget(8).failed() is False
