@@ -1,5 +1,7 @@
 """Daemons in processes of their own, with the fake executor unless a test wants the real one."""
 
+import contextlib
+import http.client
 import json
 import os
 import re
@@ -10,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from signal import SIGTERM
 
@@ -21,6 +24,8 @@ FAKE_EXECUTOR = """
     import asyncio, os
     from llmd.api.v1 import EngineFailure, ExecutorSpec, LoadProgress, hookimpl
 
+    NUMBERS = ("vocab_size", "num_blocks", "max_model_len", "max_num_seqs")
+
     def build(config, *, path, cache, scheduler, parts):
         from fakes import FakeExecutor, fake_info
 
@@ -31,7 +36,8 @@ FAKE_EXECUTOR = """
                 return await super().start(report)
 
             def submit(self, plan, masks=None):
-                if "FAKE_BREAKS" in os.environ:
+                self.num_plans = getattr(self, "num_plans", 0) + 1
+                if "FAKE_BREAKS" in os.environ and self.num_plans > 1:  # the first is the warm-up
                     self.fail_next = EngineFailure("the fake device is lost")
                 return super().submit(plan, masks)
 
@@ -39,7 +45,8 @@ FAKE_EXECUTOR = """
                 await asyncio.sleep(float(os.environ.get("FAKE_PING_S", "0")))
                 return 0.0
 
-        info = fake_info(vocab_size=int(os.environ.get("FAKE_VOCAB_SIZE", "4096")), num_blocks=512)
+        numbers = {name: int(os.environ[f"FAKE_{name.upper()}"]) for name in NUMBERS if f"FAKE_{name.upper()}" in os.environ}
+        info = fake_info(**{"vocab_size": 4096, "num_blocks": 512, **numbers})
         return Executor(info, step_s=float(os.environ.get("FAKE_STEP_S", "0.001")))
 
     @hookimpl
@@ -48,11 +55,34 @@ FAKE_EXECUTOR = """
 """
 
 
+# what systemd does between fork and exec: sockets from 3 on, and whom they are for
+HAND_DOWN = """
+import fcntl, os, sys
+moved = [fcntl.fcntl(int(number), fcntl.F_DUPFD, 100) for number in sys.argv[1].split(",")]
+for index, number in enumerate(moved):
+    os.dup2(number, 3 + index)
+os.environ |= {"LISTEN_PID": str(os.getpid()), "LISTEN_FDS": str(len(moved)), "LISTEN_FDNAMES": sys.argv[2]}
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+
+
 class Daemon:
-    """`llmd` as a child process; leaving the context kills what still runs."""
+    """`llmd` as a child process; leaving the context kills what still runs.
+
+    `sockets` are handed down by name, as systemd does. `preexec` runs in the child before the program.
+    """
 
     def __init__(
-        self, *arguments: str, cwd: Path, fake: bool = True, program: str = "", wheel: str = "", **environment: str | None
+        self,
+        *arguments: str,
+        cwd: Path,
+        fake: bool = True,
+        program: str = "",
+        wheel: str = "",
+        sockets: Sequence[tuple[str, socket.socket]] = (),
+        preexec: Callable[[], None] | None = None,
+        stderr: int = subprocess.PIPE,
+        **environment: str | None,
     ) -> None:
         wheels = Wheels(cwd / "wheels")
         wheels.folder.mkdir(exist_ok=True)
@@ -65,18 +95,20 @@ class Daemon:
         if fake:
             env["LLMD_MODELS__0__EXECUTOR"] = "fake"
         env = {name: value for name, value in (env | environment).items() if value is not None}
+        command = [sys.executable, *(("-c", program) if program else ("-m", "llmd", *arguments))]
+        numbers = [given.fileno() for _, given in sockets]
+        if sockets:
+            names = ":".join(name for name, _ in sockets)
+            command = [sys.executable, "-c", HAND_DOWN, ",".join(map(str, numbers)), names, *command]
         self.started_s = time.monotonic()
         self.process = subprocess.Popen(
-            [sys.executable, *(("-c", program) if program else ("-m", "llmd", *arguments))],
-            cwd=cwd,
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
+            command, cwd=cwd, env=env, stderr=stderr, text=True, pass_fds=numbers, preexec_fn=preexec
         )
         self.lines: list[str] = []
         self._more = threading.Condition()
         self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        if self.process.stderr is not None:
+            self._reader.start()
 
     def __enter__(self):
         return self
@@ -85,8 +117,9 @@ class Daemon:
         if self.process.poll() is None:
             self.process.kill()
         self.process.wait()
-        self._reader.join(5)
-        self.process.stderr.close()
+        if self.process.stderr is not None:
+            self._reader.join(5)
+            self.process.stderr.close()
 
     def _read(self) -> None:
         for line in self.process.stderr:
@@ -134,6 +167,10 @@ class Daemon:
             with error:
                 return error.code, _read_body(error)
 
+    def admin(self, path: str, body=None):
+        """(status, JSON or text) of a request over the admin socket, where the test has set one."""
+        return unix_request(self.wait_for(r"admin routes at unix:(\S+)")[1], path, body)
+
     def complete(self, prompt="hello", **fields):
         """One completion."""
         return self.get("/v1/completions", {"prompt": prompt, "max_tokens": 4, **fields})
@@ -146,6 +183,27 @@ class Daemon:
         """Send a signal and wait; the exit code."""
         self.signal(number)
         return self.process.wait(timeout_s)
+
+
+class _UnixConnection(http.client.HTTPConnection):
+    def __init__(self, path: str) -> None:
+        super().__init__("localhost", timeout=60)
+        self._path = path
+
+    def connect(self) -> None:
+        self.sock = socket.socket(socket.AF_UNIX)
+        self.sock.settimeout(self.timeout)
+        self.sock.connect(self._path)
+
+
+def unix_request(socket_path: str, path: str, body=None):
+    """(status, JSON or text) of a GET, or of a POST where there is a body."""
+    with contextlib.closing(_UnixConnection(socket_path)) as connection:
+        data = None if body is None else json.dumps(body)
+        headers = {"Content-Type": "application/json"} if data else {}
+        connection.request("POST" if data else "GET", path, data, headers)
+        answer = connection.getresponse()
+        return answer.status, _read_body(answer)
 
 
 def _read_body(answer):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 import urllib.request
 
 import pytest
@@ -230,14 +231,16 @@ def stream(running, seen, **fields):
     return thread
 
 
-def test_running_requests_end_before_the_daemon(daemon):
-    running = daemon(FAKE_STEP_S="0.03").ready()
+def test_running_requests_end_before_the_daemon(daemon, tmp_path):
+    running = daemon(FAKE_STEP_S="0.03", LLMD_SERVER__ADMIN_SOCKET=str(tmp_path / "admin.sock")).ready()
     seen = []
     thread = stream(running, seen)
     running.signal(signal.SIGTERM)
     running.wait_for("SIGTERM: draining")
-    assert running.complete()[0] == 503
-    assert running.get("/ready")[0] == 503
+    assert running.admin("/ready")[0] == 503
+    assert running.admin("/admin/status")[1]["state"] == "draining"
+    with pytest.raises(urllib.error.URLError, match="refused"):  # the listener was handed back
+        running.complete()
     assert running.process.wait(60) == 0
     thread.join(10)
     assert seen[-2] == "data: [DONE]"
@@ -312,7 +315,7 @@ def test_bad_file_changes_nothing(daemon, tmp_path):
 def test_what_systemd_hears(daemon):
     address = f"@llmd-test-{time.monotonic_ns()}"  # abstract; the next test has one with a path
     systemd = NotifySocket(address)
-    running = daemon(NOTIFY_SOCKET=address, WATCHDOG_USEC="600000").ready()
+    running = daemon(NOTIFY_SOCKET=address, WATCHDOG_USEC="600000", FAKE_LOAD_S="1.5").ready()
     systemd.listen(1.5)
     assert running.stop() == 0
     heard = systemd.listen()
@@ -325,14 +328,16 @@ def test_what_systemd_hears(daemon):
 
 
 def test_watchdog_hears_nothing_from_a_device_that_hangs(daemon, tmp_path):
-    """No step ends and the executor does not answer: systemd must be left to act."""
+    """Nothing runs and the executor does not answer: systemd hears nothing, and soon the process ends by itself."""
     address = str(tmp_path / "notify")
     systemd = NotifySocket(address)
-    running = daemon(NOTIFY_SOCKET=address, WATCHDOG_USEC="600000", FAKE_PING_S="60").ready()
-    running.wait_for("no step ended and the executor does not answer")
-    assert not any("WATCHDOG" in message for message in systemd.listen())
+    running = daemon(
+        NOTIFY_SOCKET=address, WATCHDOG_USEC="600000", FAKE_PING_S="60", LLMD_HEALTH__HANG_TIMEOUT_S="1.5"
+    ).ready()
+    running.wait_for("the idle executor gave no answer")
+    assert sum("WATCHDOG" in message for message in systemd.listen()) <= 1  # for the warm-up's steps
     systemd.close()
-    assert running.stop() == 0
+    assert running.process.wait(30) == 70
 
 
 # --- other listeners

@@ -1,6 +1,8 @@
 """What is sent to systemd, and that a socket that is gone stops nothing."""
 
 import os
+import socket
+import time
 
 import pytest
 from daemons import NotifySocket
@@ -26,6 +28,7 @@ def test_messages(systemd):
     notifier.ready("0 running")
     notifier.watchdog()
     notifier.stopping("draining")
+    notifier.failed("failed: no memory")
     notifier.close()
     assert systemd.listen() == [
         {"STATUS": "loading"},
@@ -33,7 +36,44 @@ def test_messages(systemd):
         {"READY": "1", "STATUS": "0 running"},
         {"WATCHDOG": "1"},
         {"STOPPING": "1", "STATUS": "draining"},
+        {"STATUS": "failed: no memory"},
     ]
+
+
+def test_reload_tells_when_it_began(systemd):
+    """systemd compares the time with that of its signal, both on the monotonic clock."""
+    notifier = Notifier(systemd.address)
+    before_us = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    notifier.reloading()
+    notifier.ready("1 running")
+    notifier.close()
+    began, ended = systemd.listen()
+    assert before_us <= int(began.pop("MONOTONIC_USEC")) <= time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+    assert began == {"RELOADING": "1", "STATUS": "reloading the configuration"}
+    assert ended == {"READY": "1", "STATUS": "1 running"}
+
+
+def test_status_is_told_at_most_once_a_second(systemd, monkeypatch):
+    now_s = [100.0]
+    monkeypatch.setattr("llmd.sdnotify.time.monotonic", lambda: now_s[0])
+    notifier = Notifier(systemd.address)
+    for step in range(21):
+        notifier.status(f"{step} running")
+        now_s[0] += 0.25
+    notifier.close()
+    monkeypatch.undo()
+    assert systemd.listen() == [{"STATUS": f"{step} running"} for step in range(0, 21, 4)]
+
+
+def test_supervisor_that_does_not_read_stops_nothing(tmp_path, caplog):
+    address = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as full:
+        full.bind(address)
+        notifier = Notifier(address)
+        for _ in range(2000):
+            notifier.watchdog()
+        notifier.close()
+    assert caplog.text.count("systemd cannot be told anything") == 1
 
 
 def test_without_a_socket_nothing_happens(monkeypatch):
