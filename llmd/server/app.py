@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from aiohttp import web
@@ -18,13 +18,18 @@ from llmd.metrics import Metrics
 from llmd.server import admin, health, openapi
 from llmd.server.auth import ORDER as AUTH_ORDER
 from llmd.server.auth import make_auth_middleware
-from llmd.server.middleware import add_response_headers, make_outermost_middleware
+from llmd.server.middleware import Receipt, add_response_headers, make_outermost_middleware
+from llmd.server.protocol import Runner
+from llmd.server.quotas import Quotas, current_key
+from llmd.server.receipts import RequestLog
 
 if TYPE_CHECKING:
+    from llmd.engine.adapter_slots import AdapterInfo
     from llmd.plugin.specs import AuthenticatorSpec, MetricsSpec, MiddlewareSpec, RequestSummary, RouteSpec, ServiceSpec
     from llmd.server.generate import ModelService
 
 State = Literal["loading", "ready", "draining", "failed"]
+_MAX_NAMED = 32  # models and adapters, in an error
 CONTEXT: web.AppKey[ServerContext] = web.AppKey("context")
 
 
@@ -50,12 +55,29 @@ class ServerContext:
     request_finished: Callable[[RequestSummary], None] = _ignore
     plugin_status: Callable[[], list[dict[str, Any]]] | None = None  # rows for the admin route
     state: State = "loading"
+    takes_last_requests: bool = False  # while draining: what came over connections accepted before is still served
+    drain: Callable[[str], None] | None = None  # begin to drain, told why; what SIGTERM does
     progress: LoadProgress = field(default_factory=lambda: LoadProgress("starting", 0.0))
     metrics: Metrics = field(default_factory=Metrics)
     shared: dict[str, Any] = field(default_factory=dict)  # what a plugin's own routes and services share, by its name
 
+    requests: RequestLog = field(init=False)
+    quotas: Quotas = field(init=False)  # of keys
+    reload: Callable[[bool], Awaitable[dict[str, Any]]] | None = None  # read the configuration again; True: only tell
+
     def __post_init__(self) -> None:
         self.metrics.models = self.models
+        self.quotas = Quotas(self.config.keys)
+        self.requests = RequestLog(self.config.log.recent_requests)
+
+    def record(self, receipt: Receipt, status: int) -> RequestSummary:
+        """A request ended: tell the metrics, the plugins and whoever looks later. Called exactly once for each."""
+        self.requests.close(receipt)
+        summary = receipt.summary(status)
+        self.requests.keep(summary)
+        self.metrics.observe(summary)
+        self.request_finished(summary)
+        return summary
 
     def settings(self, section: str) -> Any:
         """The parsed `[plugins.<section>]` table."""
@@ -65,19 +87,51 @@ class ServerContext:
         """Every model once, however many names it has."""
         return list({id(service): service for service in self.services.values()}.values())
 
+    def allowed(self) -> dict[str, ModelService]:
+        """The served names that the key of the request being handled may use, and their models."""
+        key = current_key.get()
+        return {name: service for name, service in self.services.items() if self.quotas.allows(key, service.names)}
+
     def service(self, name: str | None = None) -> ModelService:
-        """The model of that name, ready to serve; None means the default. Raises ModelNotFound or NotReady."""
-        service = self.services.get(name) if name is not None else next(iter(self.services.values()), None)
-        if self.state in ("draining", "failed"):
+        """The model of that name, ready to serve; None means the default. Raises ModelNotFound or NotReady.
+
+        While a request is handled, there are only the models that its key may use.
+        """
+        allowed = self.allowed()
+        service = (allowed.get(name) or self._with_adapter(name)) if name is not None else next(iter(allowed.values()), None)
+        if self.state == "failed" or (self.state == "draining" and not self.takes_last_requests):
             raise NotReady(f"the server is {self.state}")
         if service is None:
             if self.state == "loading":
                 raise NotReady(f"the server is loading: {self.progress.phase}", retry_after_s=5)
-            known = ", ".join(repr(known) for known in self.services)
+            known = ", ".join(map(repr, self._known_names(allowed))) or "none to this key"
             raise ModelNotFound(f"model {name!r} is not served; served: {known}", param="model", code="model_not_found")
         if service.state != "ready":
             raise NotReady(f"model {service.names[0]!r} is {service.state}", retry_after_s=5)
         return service
+
+    def adapter(self, name: str | None) -> str | None:
+        """The adapter that a name which `service` has found stands for; None where it is the model's own."""
+        return None if name is None or name in self.services else name
+
+    def adapters(self, service: ModelService) -> list[AdapterInfo]:
+        """The adapters of a model that the key of the request being handled may use."""
+        key = current_key.get()
+        return [info for info in service.adapters.list() if self.quotas.allows(key, service.names, info.name)]
+
+    def _with_adapter(self, name: str) -> ModelService | None:
+        """The model that has an adapter of this name; there are only the adapters that the request's key may use."""
+        key = current_key.get()
+        for service in () if name in self.services else self.models():
+            if self.quotas.allows(key, service.names, name) and service.adapters.find(name):
+                return service
+        return None
+
+    def _known_names(self, allowed: dict[str, ModelService]) -> list[str]:
+        """What a client that asked for something else may ask for, in short."""
+        services = {id(service): service for service in allowed.values()}.values()
+        names = [*allowed, *(info.name for service in services for info in self.adapters(service))]
+        return names[:_MAX_NAMED]
 
 
 def _ordered_middlewares(context: ServerContext, admin_routes: set[web.AbstractRoute]) -> list[Any]:
@@ -111,9 +165,23 @@ async def _run_services(app: web.Application) -> AsyncIterator[None]:
         yield
 
 
+def _built_once(context: ServerContext, spec: RouteSpec) -> RouteSpec:
+    """The spec with its handler built: every listener has the same one."""
+    handler = spec.build(context)
+    return replace(spec, build=lambda context: handler)
+
+
+async def _close_while_draining(request: web.Request, response: web.StreamResponse) -> None:
+    """No further request is wanted over a connection of a server that goes away."""
+    if request.app[CONTEXT].state == "draining" and request.transport is not None:
+        response.headers.setdefault("Connection", "close")
+        response.force_close()
+
+
 def create_app(context: ServerContext) -> web.Application:
     """Build the app: the server's own routes and the plugins' ones, wrapped in the middlewares."""
-    context.routes = [*health.routes(), *openapi.routes(), *admin.routes(), *context.routes]
+    own = [_built_once(context, spec) for spec in (*health.routes(), *openapi.routes(), *admin.routes())]
+    context.routes = [*own, *context.routes]
     admin_routes: set[web.AbstractRoute] = set()
     app = web.Application(
         middlewares=_ordered_middlewares(context, admin_routes),
@@ -124,6 +192,7 @@ def create_app(context: ServerContext) -> web.Application:
     for spec in context.metric_specs:
         spec.build(context.metrics.registry, context)
     app.on_response_prepare.append(add_response_headers)
+    app.on_response_prepare.append(_close_while_draining)
     app.cleanup_ctx.append(_run_services)
     return app
 
@@ -143,7 +212,7 @@ def make_runner(app: web.Application, **options: Any) -> web.AppRunner:
     """A runner whose handlers are cancelled when their client leaves, with bounded headers and no access log of its own."""
     max_header_bytes = app[CONTEXT].config.server.max_header_bytes
     options.setdefault("keepalive_timeout", 75.0)
-    return web.AppRunner(
+    return Runner(
         app,
         handler_cancellation=True,
         access_log=None,

@@ -11,16 +11,20 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from aiohttp import web
 
+from llmd.server.deadlines import limit_time, read_timeout
 from llmd.server.errors import RequestRefused
 from llmd.server.middleware import receipt_of
+from llmd.server.quotas import current_key
 
 if TYPE_CHECKING:
+    from llmd.config import Config
     from llmd.server.app import ServerContext
 
 logger = logging.getLogger("llmd.auth")
 
 ORDER = 50  # CORS lies outside (a preflight brings no key), what counts per key lies inside
 _MAX_KEY_BYTES = 4096
+_COUNTED = ("POST",)  # looking at the list of models is no request that a key's limits mean
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -51,33 +55,42 @@ def bearer_token(headers: Mapping[str, str]) -> str | None:
     return headers.get("x-api-key") or None
 
 
-def _digest(key: str) -> bytes:
+def key_digest(key: str) -> bytes:
+    """SHA-256 of a key: all that is kept of it, and what `[[keys]]` hold as `hash`."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")[:_MAX_KEY_BYTES]).digest()
 
 
 class KeySet:
-    """A set of secret keys, kept as digests; looking one up takes the same time whichever it is."""
+    """A set of secret keys, kept as digests; looking one up takes the same time whichever it is.
 
-    def __init__(self, keys: Iterable[str]) -> None:
-        self._digests = [_digest(key) for key in keys]
+    Keys are random, so a plain digest is as hard to invert as they are to guess. `named` are digests and their names.
+    """
+
+    def __init__(self, keys: Iterable[str], named: Mapping[bytes, str] | None = None) -> None:
+        digests = [key_digest(key) for key in keys]
+        self._names = {**{digest: f"key-{digest.hex()[:12]}" for digest in digests}, **(named or {})}
 
     def __len__(self) -> int:
-        return len(self._digests)
+        return len(self._names)
 
     def find(self, key: str | None) -> str | None:
         """A name for the key that tells nothing of it, or None when it is not in the set."""
         if key is None or len(key) > _MAX_KEY_BYTES:
             return None
-        digest = _digest(key)
-        found = False
-        for known in self._digests:
-            found |= hmac.compare_digest(known, digest)
-        return f"key-{digest.hex()[:12]}" if found else None
+        digest, found = key_digest(key), None
+        for known, name in self._names.items():
+            if hmac.compare_digest(known, digest):
+                found = name
+        return found
 
 
 def _unauthorized(headers: Mapping[str, str]) -> RequestRefused:
     given = bearer_token(headers) is not None
-    message = "the API key is not known" if given else "an API key is needed: send 'Authorization: Bearer KEY'"
+    message = (
+        "Incorrect API key provided: it is not known here"
+        if given
+        else "an API key is needed: send 'Authorization: Bearer KEY'"
+    )
     return RequestRefused(401, message, code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"})
 
 
@@ -85,16 +98,23 @@ class Gate:
     """Decides for each request, in this order: open route, admin key, authenticators."""
 
     def __init__(self, context: ServerContext, admin_routes: Set[web.AbstractRoute]) -> None:
+        self._context = context
         self._admin_routes = admin_routes
         self._prefix = context.config.server.root_path.rstrip("/")
-        self._admin_keys = KeySet(context.config.server.admin_keys)
-        self._open = frozenset(context.config.server.open_routes)
+        self._read(context.config)
         specs = sorted(context.authenticators, key=lambda spec: spec.order)
         built = [(spec.name, spec.build(context.config)) for spec in specs]
         self._authenticators = [(name, authenticator) for name, authenticator in built if authenticator is not None]
 
+    def _read(self, config: Config) -> None:
+        self._config = config
+        self._admin_keys = KeySet(config.server.admin_keys)
+        self._open = frozenset(config.server.open_routes)
+
     async def check(self, request: web.Request) -> Principal:
         """The principal of a request that may go on; raises RequestRefused (401, 403) for one that may not."""
+        if self._config is not self._context.config:  # it was reloaded
+            self._read(self._context.config)
         route = request.match_info.route
         if route in self._admin_routes:
             return await self._admin(request)
@@ -149,6 +169,12 @@ def make_auth_middleware(
         principal = await gate.check(request)
         receipt = receipt_of(request)
         receipt.principal, receipt.key = principal, principal.key
-        return await handler(request)
+        current_key.set(principal.key)
+        limit_time(read_timeout(request.headers))
+        if request.method not in _COUNTED:
+            return await handler(request)
+        with context.quotas.enter(principal.key) as headers:
+            receipt.headers.update(headers)
+            return await handler(request)
 
     return authenticate

@@ -20,14 +20,15 @@ from typing import TYPE_CHECKING, Any
 from llmd.engine.params import SamplingParams
 from llmd.engine.step import FinishReason
 from llmd.errors import InvalidRequest, LlmdError
+from llmd.server.chat_choice import Choice, Leg
 from llmd.server.chat_plan import Plan, make_plan
-from llmd.server.chat_types import TOOL_CALLS, ChatAnswer, ChatCall, ChatDelta, add_news
-from llmd.text.parsers import ParsedDelta, Parser
+from llmd.server.chat_types import ChatAnswer, ChatCall, ChatDelta, add_news
+from llmd.text.parsers import ParsedDelta
 
 if TYPE_CHECKING:
     from llmd.engine.request import Request
     from llmd.server.generate import ModelService
-    from llmd.text.stream import RequestStream, TextDelta
+    from llmd.text.stream import Progress, RequestStream, TextDelta
 
 _CONTEXT_FULL = "context_length_exceeded"
 
@@ -41,11 +42,12 @@ async def open_chat(
     priority: int = 0,
     timeout_s: float | None = None,
     cache_salt: str | None = None,
+    adapter: str | None = None,
 ) -> ChatStream:
     """Queue a conversation; read and close the stream. Raises InvalidRequest, Overloaded or NotReady, and leaves nothing."""
     service.engine.check_admission(0, call.params.n)
     plan = await make_plan(service, call)
-    options = {"priority": priority, "key": key, "cache_salt": cache_salt}
+    options = {"priority": priority, "key": key, "cache_salt": cache_salt, "adapter": adapter}
     chat = ChatStream(service, plan, request_id, options, timeout_s)
     try:
         await chat.start()
@@ -53,33 +55,6 @@ async def open_chat(
         chat.close()
         raise
     return chat
-
-
-class _Choice:
-    """One choice as it is read: its parser, and what its legs have cost."""
-
-    __slots__ = ("begun_calls", "ended", "index", "leg", "parser", "spent", "thought", "trims", "was_reasoning")
-
-    def __init__(self, index: int) -> None:
-        self.index = index
-        self.parser: Parser | None = None
-        self.leg: _Leg | None = None  # the one that is read; None between two
-        self.begun_calls: set[int] = set()
-        self.spent: list[int] = []  # tokens of the thinking leg
-        self.thought = ""
-        self.was_reasoning = False
-        self.trims = False  # white space between the thinking and the answer is part of neither
-        self.ended = False
-
-
-class _Leg:
-    """One request to the engine for one or more choices, the first of which is `first`."""
-
-    __slots__ = ("first", "is_thinking", "is_wasted", "stream")
-
-    def __init__(self, stream: RequestStream, first: int, is_thinking: bool) -> None:
-        self.stream, self.first, self.is_thinking = stream, first, is_thinking
-        self.is_wasted = False  # its tokens are no part of the answer
 
 
 class ChatStream:
@@ -95,15 +70,14 @@ class ChatStream:
         self.prompt, self.num_choices = plan.prompt, plan.params.n
         self._service, self._plan, self._id, self._options = service, plan, request_id, options
         self._deadline_s = None if timeout_s is None else time.monotonic() + timeout_s
-        self._choices = [_Choice(index) for index in range(self.num_choices)]
-        self._legs: list[_Leg] = []
+        self._choices = [Choice(index, plan) for index in range(self.num_choices)]
+        self._legs: list[Leg] = []
         self._leg_ids = count()
         self._tasks: set[asyncio.Task[None]] = set()
         self._late: list[ChatDelta] = []  # ends of choices that no leg tells
         self._listener: Callable[[], None] | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._is_closed = False
-        self.num_reasoning_tokens = 0
 
     async def start(self) -> None:
         """Open the first legs."""
@@ -117,7 +91,7 @@ class ChatStream:
             params = replace(self._params_of(choice), **plan.thinking.changes)
             await self._open(plan.prompt_ids or plan.prompt, params, choice.index, is_thinking=True)
 
-    def _params_of(self, choice: _Choice) -> SamplingParams:
+    def _params_of(self, choice: Choice) -> SamplingParams:
         """The params of one choice alone, after what it has spent; a seed gives each choice its own."""
         params, num_spent = self._plan.params, len(choice.spent)
         return replace(
@@ -141,7 +115,7 @@ class ChatStream:
         stream = await self._service.generate(
             prompt, params, request_id=request_id, add_special_tokens=plan.add_special_tokens, **options
         )
-        leg = _Leg(stream, first, is_thinking)
+        leg = Leg(stream, first, is_thinking)
         self._legs.append(leg)
         if self._is_closed:
             stream.close()
@@ -173,6 +147,16 @@ class ChatStream:
     def num_output_tokens(self) -> int:
         """Tokens generated so far, for all choices."""
         return sum(leg.stream.num_output_tokens for leg in self._legs if not leg.is_wasted)
+
+    @property
+    def sequences(self) -> list[Progress]:
+        """The engine's sequences, of every leg."""
+        return [sequence for leg in self._legs for sequence in leg.stream.sequences]
+
+    @property
+    def num_reasoning_tokens(self) -> int:
+        """Those of them that are reasoning, about."""
+        return sum(choice.num_reasoning_tokens for choice in self._choices)
 
     @property
     def num_cached_tokens(self) -> int:
@@ -219,7 +203,7 @@ class ChatStream:
             for delta in leg.stream.take():
                 choice = self._choices[leg.first + delta.index]
                 if choice.leg is leg and not choice.ended:
-                    news += self._think(choice, leg, delta) if leg.is_thinking else self._read(choice, delta)
+                    news += self._think(choice, leg, delta) if leg.is_thinking else choice.read(delta)
         return news
 
     async def collect(self) -> list[ChatAnswer]:
@@ -228,7 +212,7 @@ class ChatStream:
         try:
             if self._plan.thinking is None:
                 for delta in await self._legs[0].stream.collect():
-                    add_news(answers, self._read(self._choices[delta.index], delta))
+                    add_news(answers, self._choices[delta.index].read(delta))
             else:
                 async for deltas in self:
                     add_news(answers, deltas)
@@ -274,66 +258,9 @@ class ChatStream:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    # --- what the text means
-
-    def _read(self, choice: _Choice, delta: TextDelta) -> list[ChatDelta]:
-        """The news of a delta behind the thinking."""
-        parser, ends = choice.parser, delta.finish_reason is not None
-        if parser is None:
-            pieces = [ParsedDelta(delta.text)] if delta.text else []
-        else:
-            pieces = parser.feed(delta.text, delta.token_ids) if delta.text else []
-            pieces += parser.finish() if ends else []
-        if choice.trims:
-            pieces = _trimmed(choice, pieces)
-        self._count_reasoning(choice, pieces, delta)
-        return self._news(choice, self._wanted(choice, pieces), delta, ends)
-
-    def _wanted(self, choice: _Choice, pieces: list[ParsedDelta]) -> list[ParsedDelta]:
-        """The pieces without reasoning that nobody asked for and calls beyond the one that was."""
-        wanted = []
-        for piece in pieces:
-            if piece.tool_call is not None:
-                if piece.tool_call.index and not self._plan.parallel:
-                    continue
-                choice.begun_calls.add(piece.tool_call.index)
-            elif piece.reasoning and not self._plan.include_reasoning:
-                continue
-            wanted.append(piece)
-        return wanted
-
-    def _news(self, choice: _Choice, pieces: list[ParsedDelta], delta: TextDelta, ends: bool) -> list[ChatDelta]:
-        """One delta a piece; the tokens go with the first, the end with the last."""
-        news = [ChatDelta(choice.index, piece.content, piece.reasoning, piece.tool_call) for piece in pieces]
-        if not news and (ends or delta.token_ids or delta.prompt_logprobs):
-            news = [ChatDelta(choice.index)]
-        if not news:
-            return news
-        first, last = news[0], news[-1]
-        first.token_ids, first.logprobs, first.prompt_logprobs = delta.token_ids, delta.logprobs, delta.prompt_logprobs
-        if ends:
-            choice.ended = True
-            called = choice.begun_calls and delta.finish_reason is FinishReason.STOP
-            last.finish_reason = TOOL_CALLS if called else delta.finish_reason
-            last.stop_reason, last.error = delta.stop_reason, delta.error
-        return news
-
-    def _count_reasoning(self, choice: _Choice, pieces: list[ParsedDelta], delta: TextDelta) -> None:
-        """A delta's tokens count by the share of its text that is reasoning; those without text as the ones before."""
-        num_shown = num_reasoning = 0
-        for piece in pieces:
-            num_reasoning += len(piece.reasoning)
-            num_shown += len(piece.content) + len(piece.reasoning)
-            num_shown += len(piece.tool_call.arguments) if piece.tool_call is not None else 0
-            choice.was_reasoning = bool(piece.reasoning)
-        if num_reasoning:
-            self.num_reasoning_tokens += len(delta.token_ids) * num_reasoning // num_shown
-        elif choice.was_reasoning:
-            self.num_reasoning_tokens += len(delta.token_ids)
-
     # --- thinking apart from the answer
 
-    def _think(self, choice: _Choice, leg: _Leg, delta: TextDelta) -> list[ChatDelta]:
+    def _think(self, choice: Choice, leg: Leg, delta: TextDelta) -> list[ChatDelta]:
         """The news of a delta of a thinking leg, and the step to the answer when the thinking is over."""
         thinking, parser = self._plan.thinking, choice.parser
         assert thinking is not None
@@ -341,19 +268,19 @@ class ChatStream:
         pieces = parser.feed(delta.text, delta.token_ids) + (parser.finish() if delta.finish_reason is not None else [])
         choice.thought += "".join(piece.reasoning for piece in pieces)
         choice.spent += delta.token_ids
-        self._count_reasoning(choice, pieces, delta)
+        choice.count_reasoning(pieces, delta)
         ended_by_itself = delta.finish_reason is not None and not thinking.is_closed_by(delta)
         if any(piece.content for piece in pieces) and not choice.thought:
             return self._without_thoughts(choice, leg, pieces, delta)
         if ended_by_itself and not self._must_go_on(choice, delta):
-            return self._news(choice, self._wanted(choice, pieces), delta, ends=True)
-        shown = self._wanted(choice, [piece for piece in pieces if piece.reasoning])
-        news = self._news(choice, shown, delta, ends=False)
+            return choice.news(choice.wanted(pieces), delta, ends=True)
+        shown = choice.wanted([piece for piece in pieces if piece.reasoning])
+        news = choice.news(shown, delta, ends=False)
         if delta.finish_reason is not None or any(piece.content for piece in pieces):
             self._go_on(choice, leg, closed=thinking.is_closed_by(delta))
         return news
 
-    def _must_go_on(self, choice: _Choice, delta: TextDelta) -> bool:
+    def _must_go_on(self, choice: Choice, delta: TextDelta) -> bool:
         """Whether an answer follows although the thinking was not closed."""
         limit, plan = self._plan.params.max_tokens, self._plan
         if delta.finish_reason is FinishReason.LENGTH:
@@ -361,7 +288,7 @@ class ChatStream:
             return has_budget and (limit is None or len(choice.spent) < limit)
         return delta.finish_reason is FinishReason.STOP and delta.stop_reason is None and plan.is_constrained
 
-    def _without_thoughts(self, choice: _Choice, leg: _Leg, pieces: list[ParsedDelta], delta: TextDelta) -> list[ChatDelta]:
+    def _without_thoughts(self, choice: Choice, leg: Leg, pieces: list[ParsedDelta], delta: TextDelta) -> list[ChatDelta]:
         """The answer began at once, or the budget ended within the opening tag."""
         thinking, prompt = self._plan.thinking, list(leg.stream.request.prompt.token_ids)
         if thinking is not None and delta.finish_reason is FinishReason.LENGTH and thinking.is_opening(pieces[0].content):
@@ -370,14 +297,14 @@ class ChatStream:
         elif self._plan.is_constrained:  # what was written is not what the grammar says
             leg.is_wasted, choice.spent = True, []
         elif delta.finish_reason is not None and not self._must_go_on(choice, delta):
-            return self._news(choice, pieces, delta, ends=True)
+            return choice.news(pieces, delta, ends=True)
         else:
             self._begin_answer(choice, leg, prompt + choice.spent)
-            return self._news(choice, pieces, delta, ends=False)
+            return choice.news(pieces, delta, ends=False)
         self._begin_answer(choice, leg, prompt)
         return []
 
-    def _go_on(self, choice: _Choice, leg: _Leg, *, closed: bool) -> None:
+    def _go_on(self, choice: Choice, leg: Leg, *, closed: bool) -> None:
         eos = self._service.eos_token_ids
         spent = choice.spent if closed or not choice.spent or choice.spent[-1] not in eos else choice.spent[:-1]
         prompt = [*leg.stream.request.prompt.token_ids, *spent]
@@ -385,13 +312,13 @@ class ChatStream:
             prompt += self._service.tokenizer.encode(self._plan.thinking.closing, add_special_tokens=False)
         self._begin_answer(choice, leg, prompt)
 
-    def _begin_answer(self, choice: _Choice, leg: _Leg, prompt: list[int]) -> None:
+    def _begin_answer(self, choice: Choice, leg: Leg, prompt: list[int]) -> None:
         choice.leg = None
         task = asyncio.get_running_loop().create_task(self._answer(choice, leg, prompt))
         self._tasks.add(task)
         task.add_done_callback(partial(_discard, self._tasks))
 
-    async def _answer(self, choice: _Choice, leg: _Leg, prompt: list[int]) -> None:
+    async def _answer(self, choice: Choice, leg: Leg, prompt: list[int]) -> None:
         """Open the leg of the answer; what keeps it from opening is the choice's end."""
         leg.stream.close()
         limit = self._plan.params.max_tokens
@@ -412,16 +339,3 @@ class ChatStream:
 
 def _discard(tasks: set[asyncio.Task[None]], task: asyncio.Task[None]) -> None:
     tasks.discard(task)
-
-
-def _trimmed(choice: _Choice, pieces: list[ParsedDelta]) -> list[ParsedDelta]:
-    """The pieces without white space before the first that is more than that."""
-    kept = []
-    for piece in pieces:
-        if choice.trims and piece.tool_call is None:
-            piece = piece._replace(content=piece.content.lstrip())
-            if not piece.content:
-                continue
-        choice.trims = False
-        kept.append(piece)
-    return kept

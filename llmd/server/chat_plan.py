@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -11,41 +9,19 @@ from typing import TYPE_CHECKING, Any
 from llmd.engine.params import SamplingParams
 from llmd.engine.step import FinishReason
 from llmd.errors import InvalidRequest
-from llmd.text.parsers import JsonCallParser, Parser, ReplyParser, ThinkingParser, forced_calls
+from llmd.server.tool_plan import plan_tools, tool_choice_of
+from llmd.text.parsers import Parser, ReplyParser, ThinkingParser
 from llmd.text.structured import Constraint
 
 if TYPE_CHECKING:
-    from llmd.plugin.specs import ParserSpec
     from llmd.server.chat_types import ChatCall
     from llmd.server.generate import ModelService
     from llmd.text.stream import TextDelta
-    from llmd.text.tokenizer import Tokenizer
 
 # What the template gets from the request itself: chat_template_kwargs may not replace them.
 RESERVED = frozenset(
     ["messages", "tools", "documents", "add_generation_prompt", "continue_final_message", "chat_template", "self", "range"]
 )
-_LITERAL = re.compile(r'"(?:[^"\\]|\\.)+"')
-_STARTS = re.compile(r"^(?:start|call_\d+): *(.*)$", re.MULTILINE)
-_MANY = ("none", "auto", "required")
-
-
-class ForcedCallParser(JsonCallParser):
-    """The format of forced calls where a model's own cannot be forced: JSON between tags."""
-
-    OPENS = ("<tool_call>",)
-    CLOSES = ("</tool_call>",)
-
-
-def _force(tools: Sequence[Mapping[str, Any]], choice: str) -> Constraint | None:
-    return forced_calls(
-        tools,
-        choice,
-        call=lambda name, arguments: [
-            f'<tool_call>\n{{"name": {json.dumps(name)}, "arguments": ', arguments, "}\n</tool_call>",
-        ],
-        between="\n",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +81,8 @@ class Plan:
 
 async def make_plan(service: ModelService, call: ChatCall) -> Plan:
     """Check what the call asks of tools and thinking, and render its prompt. Raises InvalidRequest."""
-    choice = _tool_choice(call)
-    make_tools, constraint = _tools(service, call, choice)
+    choice = tool_choice_of(call)
+    make_tools, constraint = plan_tools(service, call, choice)
     if constraint is not None and call.params.structured_outputs is not None:  # the other must hold the whole answer
         raise InvalidRequest(f"tool_choice {choice!r} cannot be combined with structured output", param="tool_choice")
     prompt = render_conversation(service, call)
@@ -191,82 +167,6 @@ async def _cut(service: ModelService, call: ChatCall, prompt: str) -> Sequence[i
         return None
     token_ids = await service.tokenizer.encode_async(prompt, add_special_tokens=call.add_special_tokens)
     return token_ids[-(limit if limit > 0 else service.max_model_len - 1) :]
-
-
-# --- tools
-
-
-def _tool_choice(call: ChatCall) -> str:
-    choice = call.tool_choice or ("auto" if call.tools else "none")
-    if choice == "none":
-        return choice
-    if not call.tools:
-        raise InvalidRequest("tool_choice needs tools", param="tool_choice")
-    names = [str(tool.get("function", tool).get("name")) for tool in call.tools]
-    if choice not in _MANY and choice not in names:
-        known = ", ".join(names)[:200]
-        raise InvalidRequest(f"tool_choice names {choice[:64]!r}, which is none of the tools: {known}", param="tool_choice")
-    return choice
-
-
-def _tools(service: ModelService, call: ChatCall, choice: str) -> tuple[Callable[[], Parser] | None, Constraint | None]:
-    """What reads the calls and what forces them."""
-    if choice == "none":
-        return None, None
-    spec, tools = service.parsers.tool, list(call.tools or ())
-    if choice == "auto":
-        if spec is None:
-            raise InvalidRequest(
-                "tool_choice auto needs a tool parser, and this model has none (models.tool_call_parser); with "
-                "tool_choice 'required' a call is forced, with 'none' the tools are only shown to the model",
-                param="tool_choice",
-                code="unsupported_parameter",
-            )
-        is_strict = call.params.structured_outputs is None and any(
-            tool.get("function", tool).get("strict") for tool in tools
-        )
-        return _maker(spec.build, tools), _strict(spec, tools, service.tokenizer) if is_strict else None
-    if spec is not None and spec.constrain is not None and (constraint := spec.constrain(tools, choice)) is not None:
-        return _maker(spec.build, tools), name_added_tokens(constraint, service.tokenizer)
-    forced = _force(tools, choice)
-    return _maker(ForcedCallParser, tools), forced and name_added_tokens(forced, service.tokenizer)
-
-
-def _strict(spec: ParserSpec, tools: Sequence[Mapping[str, Any]], tokenizer: Tokenizer) -> Constraint | None:
-    """Free text, and behind it calls that follow their schemas; None where only text tells that a call begins.
-
-    An added token is what no free text can be: it marks the place from which on the grammar holds.
-    """
-    constraint = spec.constrain(tools, "required") if spec.constrain is not None else None
-    if constraint is None or constraint.kind != "grammar":
-        return None
-    forced = name_added_tokens(constraint, tokenizer).source
-    starts = _STARTS.findall(forced)
-    if not starts or not (starts[0].startswith("<[") or all(start.startswith("<[") for start in starts[1:])):
-        return None
-    return replace(
-        constraint, source="start: TEXT calls?\nTEXT: /(?s:.*)/\ncalls" + forced.removeprefix("start"), param="tools"
-    )
-
-
-def name_added_tokens(constraint: Constraint, tokenizer: Tokenizer) -> Constraint:
-    """The grammar with added tokens by their ids: between quotes their text would stand for other tokens."""
-    if constraint.kind != "grammar":
-        return constraint
-    lines = constraint.source.split("\n")
-    own = "\n".join(line for line in lines if "%json" not in line)
-    ids = {json.dumps(text, ensure_ascii=False)[1:-1]: token_id for token_id, text in tokenizer.added_tokens.items() if text}
-    found = {text: token_id for text, token_id in ids.items() if text in own}
-    if not found:
-        return constraint
-    added = re.compile("(" + "|".join(map(re.escape, sorted(found, key=len, reverse=True))) + ")")
-
-    def split(literal: re.Match[str]) -> str:
-        parts = added.split(literal.group()[1:-1])
-        return " ".join(f"<[{found[part]}]>" if part in found else f'"{part}"' for part in parts if part)
-
-    named = [line if "%json" in line else _LITERAL.sub(split, line) for line in lines]
-    return replace(constraint, source="\n".join(named))
 
 
 # --- thinking

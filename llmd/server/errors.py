@@ -11,6 +11,7 @@ from aiohttp import web
 
 from llmd.engine.step import FinishReason
 from llmd.errors import InvalidRequest, LlmdError, ModelNotFound, NotReady, Overloaded
+from llmd.server.deadlines import timeout_message
 
 if TYPE_CHECKING:
     from llmd.server.app import ServerContext
@@ -64,12 +65,15 @@ def refusal_of_end(context: ServerContext, reason: str | None, error: str | None
 
     A passed deadline is an error too, 504, streamed or not: a text that was cut off must not look like a whole one.
     """
+    if reason == FinishReason.ERROR and any(model.engine.failure is not None for model in context.models()):
+        return RequestRefused(503, "the engine failed, the server starts anew", type="server_error", code="engine_failed")
     if reason == FinishReason.ERROR:
         message = f"the generation failed: {error or 'unknown reason'}"
         return RequestRefused(500, message, type="server_error", code="generation_failed")
+    if reason == FinishReason.REFUSED:
+        return RequestRefused(400, error or "refused", code="adapter_not_loaded", param="model")
     if reason == FinishReason.TIMEOUT:
-        limit = context.config.server.request_timeout_s
-        return RequestRefused(504, f"the request took longer than {limit} s", type="timeout_error", code="timeout")
+        return RequestRefused(504, timeout_message(context.config), type="timeout_error", code="timeout")
     if reason == FinishReason.ABORT and error is not None:
         return RequestRefused(503, error, type="server_error", code="aborted")
     if reason == FinishReason.ABORT and context.state != "ready":

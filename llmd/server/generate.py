@@ -19,8 +19,10 @@ from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.queue import WaitingQueue
 from llmd.engine.request import Prompt, Request
 from llmd.errors import ConfigError, InvalidParams, InvalidRequest, NotReady
+from llmd.server.adapters import AdapterSources, ServedAdapters
 from llmd.server.parsers import ModelParsers, ParserParts, choose_parsers, model_facts
 from llmd.server.pooling import Pooling
+from llmd.server.quotas import Quotas
 from llmd.text.chat_template import ChatTemplate, load_override
 from llmd.text.defaults import GenerationDefaults, read_defaults
 from llmd.text.output import OutputProcessor
@@ -54,6 +56,7 @@ class ModelService:
         grammars: Mapping[str, Any] | None = None,
         parsers: ModelParsers | None = None,
         pooling: PoolingDefaults | None = None,
+        adapters: AdapterSources | None = None,
     ) -> None:
         self.names: tuple[str, ...] = model_config.served_model_name or (model_config.model,)
         self.config = model_config
@@ -77,8 +80,14 @@ class ModelService:
             publish=self.outputs.publish,
             on_failure=self._failed,
             seed=model_config.seed,
+            health=config.health,
+            name=self.names[0],
+            model=model_config.model,
         )
         self.outputs.bind(self.engine)
+        self.adapters = ServedAdapters(self.engine, config.adapters, adapters or AdapterSources())
+        self.folder: Path | None = None  # of the model's files
+        self.quotas = Quotas()  # the daemon's own, once it serves
         self._bad_words_ids = lru_cache(maxsize=128)(self._encode_bad_words)
 
     @classmethod
@@ -93,12 +102,13 @@ class ModelService:
         tokenizer_path: Path | None = None,
         grammars: Mapping[str, Any] | None = None,
         parsers: ParserParts | None = None,
+        adapters: AdapterSources | None = None,
     ) -> ModelService:
         """Read the model's text files; blocks, so call it in a thread while others are served.
 
         `tokenizer_path` is where the files of model_config.tokenizer are, if that is no folder; `grammars` are the specs
-        of structured output by name, `parsers` those of what models write. Raises ModelError and ConfigError for files and
-        values that cannot be used.
+        of structured output by name, `parsers` those of what models write, `adapters` tells where some may be found. Raises
+        ModelError and ConfigError for files and values that cannot be used.
         """
         folder = tokenizer_path or (Path(model_config.tokenizer) if model_config.tokenizer else path)
         if not folder.is_dir():
@@ -112,9 +122,11 @@ class ModelService:
         )
         defaults = read_defaults(path, tokenizer, model_config.generation_config, model_config.override_generation_config)
         chosen = choose_parsers(parsers or ParserParts(), model_config, model_facts(model_config, path, template))
-        return cls(
-            config, model_config, tokenizer, template, defaults, executor, waiting, grammars, chosen, read_pooling(path)
-        )
+        pooling = read_pooling(path, model_config.hf_overrides)
+        files = (tokenizer, template, defaults)
+        made = cls(config, model_config, *files, executor, waiting, grammars, chosen, pooling, adapters)
+        made.folder = path
+        return made
 
     # --- life
 
@@ -141,8 +153,16 @@ class ModelService:
             )  # fmt: skip
         compilers = select_compilers(self._grammar_specs, self.config.structured_outputs_backend, self._grammar_context())
         self._grammars = Grammars(compilers, self._limits)
+        await self._start_adapters()
         self.progress = LoadProgress("ready", 1.0)
         self.state = "ready"
+
+    async def _start_adapters(self) -> None:
+        try:
+            await self.adapters.start()
+        except BaseException:
+            self.state = "failed"
+            raise
 
     async def stop(self, drain_s: float = 0.0) -> None:
         """Take no more requests, give running ones `drain_s` seconds, end the rest. May be called again."""
@@ -152,6 +172,21 @@ class ModelService:
         self.outputs.fail_all(NotReady("the server is shutting down"), "the server is shutting down")
         self.tokenizer.close()
         self._grammars.close()
+
+    def read_defaults(self, model_config: ModelConfig) -> GenerationDefaults:
+        """The sampling defaults of a changed configuration; blocks. Raises ConfigError and ModelError."""
+        given = (model_config.generation_config, model_config.override_generation_config)
+        if self.folder is None or given == (self.config.generation_config, self.config.override_generation_config):
+            return self.defaults
+        return read_defaults(self.folder, self.tokenizer, *given)
+
+    def reconfigure(self, config: Config, model_config: ModelConfig, defaults: GenerationDefaults) -> None:
+        """Go by a changed configuration, as far as a loaded model can; requests that run keep what they began with."""
+        self.config, self.defaults = model_config, defaults
+        self._limits, self._isolate_keys = config.limits, config.cache.isolate_keys
+        self.chat_template.max_bytes = config.limits.max_template_bytes
+        self._grammars.set_limits(config.limits)
+        self.engine.set_queue_limits(config.scheduler)
 
     def _grammar_context(self) -> GrammarContext:
         return GrammarContext(
@@ -196,28 +231,24 @@ class ModelService:
         add_special_tokens: bool = True,
         clip_max_tokens: bool = False,
         constraint: Constraint | None = None,
+        adapter: str | None = None,
     ) -> RequestStream:
         """Queue a request for tokens; read and close the stream. Nothing is left behind when this raises.
 
         `clip_max_tokens` lets max_tokens reach past the context, where it ends anyway. `constraint` stands for
-        params.structured_outputs where it was not the request's own.
+        params.structured_outputs where it was not the request's own. `adapter` is one that `adapters` knows.
         """
         self._check_params(params)
         token_ids = await self._token_ids(prompt, params.n, add_special_tokens)
         grammar = await self.compile_constraint(params, constraint)
-        request = Request(
-            request_id=request_id,
-            prompt=Prompt(token_ids),
-            grammar=grammar,
-            params=self._fit(params, len(token_ids), clip_max_tokens),
-            eos_token_ids=self.eos_token_ids,
-            bad_words_ids=await self._bad_words_of(params),
-            namespace=self._namespace(key, cache_salt, None),
-            key=key,
-            priority=priority,
-            deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
-        )
-        return self._add(request)
+        bad_words_ids = await self._bad_words_of(params)
+        is_asked = not clip_max_tokens and params.max_tokens != self.defaults.sampling.get("max_tokens")
+        params = self._fit(params, len(token_ids), clip_max_tokens)
+        params = self.quotas.fit(key, params, len(token_ids), is_asked=is_asked)
+        if not clip_max_tokens:  # else it is the rest of an answer, which goes on
+            self.quotas.check_tokens(key, params, len(token_ids))
+        told = {"grammar": grammar, "eos_token_ids": self.eos_token_ids, "bad_words_ids": bad_words_ids}
+        return self._queue(Prompt(token_ids), params, request_id, priority, timeout_s, key, cache_salt, adapter, **told)
 
     async def compile_constraint(self, params: SamplingParams, constraint: Constraint | None) -> CompiledGrammar | None:
         """The grammar of a request, compiled or found in the cache; raises InvalidRequest for one that cannot be."""
@@ -236,22 +267,17 @@ class ModelService:
         key: str = "",
         cache_salt: str | None = None,
         add_special_tokens: bool = True,
+        adapter: str | None = None,
     ) -> RequestStream:
         """Queue a request for a vector: the stream's one delta has it in `pooled`."""
         types = prompt.token_types if isinstance(prompt, Prompt) else ()
         given = prompt.token_ids if isinstance(prompt, Prompt) else prompt
         token_ids = await self._token_ids(given, 1, add_special_tokens)
         self._check_length(len(token_ids), self.max_model_len)
-        request = Request(
-            request_id=request_id,
-            prompt=Prompt(token_ids, token_types=types),
-            params=self.pooling.params(params),
-            namespace=self._namespace(key, cache_salt, None),
-            key=key,
-            priority=priority,
-            deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
-        )
-        return self._add(request)
+        self.quotas.fit_prompt(key, len(token_ids))
+        self.quotas.check_tokens(key, params, len(token_ids))
+        made, params = Prompt(token_ids, token_types=types), self.pooling.params(params)
+        return self._queue(made, params, request_id, priority, timeout_s, key, cache_salt, adapter)
 
     def render_chat(self, messages: Sequence[Any], **arguments: Any) -> str:
         """The prompt of a conversation; arguments as ChatTemplate.render takes them. Raises InvalidRequest."""
@@ -276,13 +302,38 @@ class ModelService:
             self._check_length(len(token_ids), self.max_model_len)
         return token_ids
 
-    def _add(self, request: Request) -> RequestStream:
+    def _queue(
+        self,
+        prompt: Prompt,
+        params: SamplingParams | PoolingParams,
+        request_id: str,
+        priority: int,
+        timeout_s: float | None,
+        key: str,
+        cache_salt: str | None,
+        adapter: str | None,
+        **told: Any,
+    ) -> RequestStream:
+        """Hand what was checked to the engine; `told` are the fields of Request that only tokens need."""
+        request = Request(
+            request_id=request_id,
+            prompt=prompt,
+            params=params,
+            adapter=adapter,
+            namespace=self._namespace(key, cache_salt, adapter),
+            key=key,
+            priority=priority,
+            deadline_s=None if timeout_s is None else time.monotonic() + timeout_s,
+            **told,
+        )
+        self.quotas.check(key, self.names, request.adapter)
         stream = self.outputs.open(request)
         try:
-            self.engine.add(request)
+            stream.sequences = self.engine.add(request)
         except BaseException:
             stream.close()
             raise
+        stream.settle = self.quotas.reserve(key, params, len(prompt))
         return stream
 
     async def _token_ids(self, prompt: str | Sequence[int], num_sequences: int, special: bool) -> tuple[int, ...]:
@@ -300,6 +351,7 @@ class ModelService:
         return self._checked_ids(token_ids)
 
     def _checked_ids(self, prompt: Sequence[int]) -> tuple[int, ...]:
+        self._check_length(len(prompt), self.max_model_len)  # before a million of them are looked at
         token_ids = tuple(prompt)
         if not token_ids:
             raise InvalidRequest("the prompt is empty", param="prompt")

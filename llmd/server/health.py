@@ -23,6 +23,10 @@ def _health(context: ServerContext) -> Handler:
         failed = [model.names[0] for model in context.models() if model.state == "failed" or _has_failed(model)]
         if context.state == "failed" or failed:
             return json_response({"status": "failed", "models": failed}, 503)
+        serving = [model for model in context.models() if model.state != "loading"]
+        reasons = {model.names[0]: why for model in serving if (why := model.engine.pulse.why_not_alive()) is not None}
+        if reasons:
+            return json_response({"status": "stalled", "models": list(reasons), "reasons": reasons}, 503)
         return json_response({"status": "ok"})
 
     return health
@@ -35,7 +39,12 @@ def _has_failed(model: Any) -> bool:
 def _model_row(model: Any) -> dict[str, Any]:
     progress = model.progress
     percentage = 100.0 if model.state == "ready" else round(100 * progress.fraction, 1)
-    return {"model": model.names[0], "state": model.state, "phase": progress.phase, "percentage": percentage}
+    row = {"model": model.names[0], "state": model.state, "phase": progress.phase, "percentage": percentage}
+    if model.state == "loading":
+        return row
+    stats = model.engine.stats()
+    queue = {"running": stats.num_running, "waiting": stats.num_waiting, "waiting_tokens": stats.num_waiting_tokens}
+    return row | {"queue": queue}
 
 
 def _ready(context: ServerContext) -> Handler:
@@ -81,7 +90,7 @@ def routes() -> list[RouteSpec]:
     return [
         RouteSpec(
             name="server.health", summary="is the daemon alive", method="GET", path="/health", build=_health,
-            openapi=_operation("Is the daemon alive", {"200": "alive", "503": "the device is gone"}),
+            openapi=_operation("Is it alive", {"200": "alive", "503": "the device is gone, or gives no sign of life"}),
         ),
         RouteSpec(
             name="server.ready", summary="can it serve, and how far is it", method="GET", path="/ready", build=_ready,

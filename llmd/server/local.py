@@ -1,7 +1,7 @@
 """The daemon's own routes called from within, without a socket and without a key: for batches and background work.
 
-A call goes the whole way of a request (parsing, errors, its own receipt), only its bytes travel in memory. The caller has
-been let in before, and names the key that the call is counted by.
+A call goes the whole way of a request (plugins' middlewares, parsing, errors, its own receipt), only its bytes travel in
+memory. The caller has been let in before, and names the key that the call is counted by.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 from aiohttp import web
 
+from llmd.server.auth import ORDER
 from llmd.server.errors import wire_error
 from llmd.server.middleware import make_outermost_middleware, receipt_of
+from llmd.server.quotas import current_key
 
 if TYPE_CHECKING:
     from llmd.server.app import ServerContext
@@ -80,7 +82,7 @@ class LocalClient:
 
     def __init__(self, context: ServerContext, paths: Sequence[str]) -> None:
         app = web.Application(
-            middlewares=[make_outermost_middleware(context), _take_key],
+            middlewares=_middlewares(context),
             client_max_size=context.config.server.max_body_bytes,
         )
         for spec in context.routes:
@@ -118,6 +120,14 @@ class LocalClient:
         return _answer(pipe.data)
 
 
+def _middlewares(context: ServerContext) -> list[Any]:
+    """Those of a request from outside, in their order; the named key takes the place of the asking for one."""
+    built = [(spec.order, spec.build(context.config)) for spec in context.middlewares]
+    layers = [(ORDER, _take_key), *((order, middleware) for order, middleware in built if middleware is not None)]
+    layers.sort(key=lambda layer: layer[0])
+    return [make_outermost_middleware(context), *(middleware for _, middleware in layers)]
+
+
 def _head(method: str, path: str, length: int, headers: Mapping[str, str]) -> bytes:
     lines = [f"{method} {path} HTTP/1.1", "Host: localhost", "Connection: close", "Content-Type: application/json"]
     lines += [f"{name}: {value}" for name, value in headers.items()]
@@ -137,4 +147,5 @@ def _answer(data: bytes) -> LocalAnswer:
 async def _take_key(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Count the call by the key that its caller named."""
     receipt_of(request).key = _KEY.get()
+    current_key.set(_KEY.get())
     return await handler(request)

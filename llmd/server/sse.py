@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from types import TracebackType
 from typing import ClassVar, Self
 
 from aiohttp import web
+
+from llmd.server.middleware import RECEIPT
 
 KEEPALIVE_S = 15.0
 MAX_UNSENT_BYTES = 64 << 10  # in the process, behind what the kernel takes
@@ -76,6 +79,15 @@ class EventStream:
             self._timer.cancel()
         if self._writing is not None:
             self._writing.cancel()
+        if kind is None:
+            await self._tell_receipt()
+
+    async def _tell_receipt(self) -> None:
+        """A comment for who asked for it; a client that reads no further than the last event has lost nothing."""
+        receipt = self._request.get(RECEIPT)
+        if receipt is not None and receipt.is_wanted:
+            with suppress(ConnectionError):
+                await self.response.write(f": receipt {receipt.text()}\n\n".encode())
 
     async def send(self, data: bytes) -> None:
         """Write whole events; waits while the client is slow."""

@@ -112,6 +112,8 @@ def _compile_own(name: str, source: str) -> None:
         _compile(source)
     except jinja2.TemplateSyntaxError as error:
         raise ModelError(f"chat template {name!r} line {error.lineno}: {error.message}") from error
+    except RecursionError:
+        raise ModelError(f"chat template {name!r} is nested too deeply") from None
 
 
 @lru_cache(maxsize=64)
@@ -119,7 +121,7 @@ def loops_over_parts(source: str) -> bool:
     """Whether the template takes content as a list of parts; if not, parts of text are joined for it."""
     try:
         return loops_over_content(source, _environment())
-    except jinja2.TemplateSyntaxError:  # told when it is rendered
+    except (jinja2.TemplateSyntaxError, RecursionError):  # told when it is rendered
         return False
 
 

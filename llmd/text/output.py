@@ -261,11 +261,16 @@ class OutputProcessor:
         """The reader does not keep up: abort the request, tell the reader when it comes back."""
         request_id = stream.request.request_id
         logger.warning("request %s: its reader is too slow, aborted", request_id)
-        entry = self._open.pop(request_id, None)
-        for index, sequence in enumerate(entry[1] if entry else ()):
+        self.abort(request_id, f"the output was read too slowly: more than {self._max_buffer_bytes} bytes waited")
+
+    def abort(self, request_id: str, error: str) -> None:
+        """End a request and tell its reader why; one that is not open is ignored."""
+        stream, sequences = self._open.pop(request_id, (None, []))
+        if stream is None:
+            return
+        for index, sequence in enumerate(sequences):
             if not sequence.is_finished:
                 sequence.is_finished = True
-                error = f"the output was read too slowly: more than {self._max_buffer_bytes} bytes waited"
                 stream.put(TextDelta(request_id, index, "", (), finish_reason=FinishReason.ABORT, error=error))
         if self._engine is not None:
             self._engine.abort(request_id)

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from llmd.engine.request import Request
 from llmd.engine.step import FinishReason, TokenLogprobs
@@ -46,6 +46,21 @@ class TextDelta:
         num_tops = sum(len(row.top_ids) for row in rows)
         num_logprob_bytes = _LOGPROB_BYTES * len(rows) + _TOP_LOGPROB_BYTES * num_tops
         return _DELTA_BYTES + len(self.text) + _TOKEN_BYTES * len(self.token_ids) + num_logprob_bytes
+
+
+class Progress(Protocol):
+    """How far the engine is with a sequence; steps are known when it has ended."""
+
+    request: Request
+    num_preemptions: int
+    num_steps: int
+    first_scheduled_s: float | None
+
+    @property
+    def num_output_tokens(self) -> int: ...
+
+    @property
+    def is_finished(self) -> bool: ...
 
 
 def merge(deltas: Sequence[TextDelta]) -> list[TextDelta]:
@@ -92,6 +107,8 @@ class RequestStream:
         self.finished_s: float | None = None
         self.num_output_tokens = 0
         self.num_cached_tokens = 0
+        self.sequences: Sequence[Progress] = ()  # the engine's own, to look at
+        self.settle: Callable[[RequestStream], None] | None = None  # called once, when it is closed
         self.error: BaseException | None = None
         self.is_closed = False
         self.is_too_slow = False  # more waits for the reader than may
@@ -133,6 +150,8 @@ class RequestStream:
             self.is_closed = True
             self._buffer = []
             self._on_close(self)
+            if self.settle is not None:
+                self.settle(self)
             if self._waiter is not None and not self._waiter.done():
                 self._waiter.set_result(None)
 

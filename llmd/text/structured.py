@@ -8,14 +8,15 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, Protocol
 
 from llmd.config import LimitsConfig
-from llmd.engine.grammar import CompiledGrammar
+from llmd.engine.grammar import CompiledGrammar, GuardedGrammar
 from llmd.engine.params import StructuredOutputsParams
 from llmd.errors import InvalidRequest
 
-ConstraintKind = Literal["json", "json_object", "regex", "choice", "grammar", "structural_tag"]
+ConstraintKind = Literal["json", "json_object", "regex", "choice", "grammar", "lark", "structural_tag"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,8 @@ class Constraint:
     """What the output must follow.
 
     `source` is text, equal for equal constraints: a JSON schema, nothing (json_object), a regular expression, a JSON list
-    of strings (choice), a grammar (EBNF or Lark), or a structural tag as JSON.
+    of strings (choice), a grammar (EBNF or Lark), or a structural tag as JSON. Our own grammars are of
+    kind "lark": a backend for what clients write need not know that.
     """
 
     kind: ConstraintKind
@@ -83,10 +85,14 @@ class Grammars:
     ) -> None:
         self._factories = compilers
         self._built: dict[int, GrammarCompiler] = {}
-        self._max_source_bytes, self._timeout_s = limits.max_grammar_bytes, limits.grammar_timeout_s
-        self._cache_size = limits.grammar_cache_size
+        self.set_limits(limits)
         self._cache: OrderedDict[tuple[str, str], asyncio.Future[CompiledGrammar]] = OrderedDict()
         self._pool = ThreadPoolExecutor(max_workers=2, thread_name_prefix="llmd-grammar")
+
+    def set_limits(self, limits: LimitsConfig) -> None:
+        """Bounds for what is compiled from now on."""
+        self._max_source_bytes, self._timeout_s = limits.max_grammar_bytes, limits.grammar_timeout_s
+        self._cache_size = limits.grammar_cache_size
 
     async def compile(self, constraint: Constraint) -> CompiledGrammar:
         """The compiled constraint; raises InvalidRequest for one that is too large, too slow or wrong."""
@@ -127,7 +133,7 @@ class Grammars:
             except ImportError as error:  # an optional library: the next plugin may have its own
                 reasons.append(str(error))
                 continue
-            return compiler.compile(constraint.kind, constraint.source)
+            return GuardedGrammar(compiler.compile(constraint.kind, constraint.source))
         raise ValueError(reasons[0] if reasons else f"no loaded grammar plugin takes {constraint.kind!r}")
 
     def close(self) -> None:
@@ -144,7 +150,9 @@ def _retrieve(pending: asyncio.Future[CompiledGrammar]) -> None:
 def select_compilers(
     specs: Mapping[str, object], backend: str, context: GrammarContext
 ) -> list[tuple[tuple[str, ...], Callable[[], GrammarCompiler]]]:
-    """The compilers of grammar specs in the order to try them: the named one only, or all by their `order`."""
-    chosen = [spec for name, spec in specs.items() if backend in ("auto", name)]
-    chosen.sort(key=lambda spec: spec.order)  # type: ignore[attr-defined]
-    return [(spec.kinds, lambda spec=spec: spec.build(context)) for spec in chosen]  # type: ignore[attr-defined,misc]
+    """The compilers of grammar specs by their `order`; a named one comes first, others get kinds that it does not take."""
+    known: Mapping[str, Any] = specs
+    chosen = sorted(known.items(), key=lambda entry: (entry[0] != backend, entry[1].order))
+    taken = frozenset(known[backend].kinds) if backend in known else frozenset()
+    kinds = [(tuple(kind for kind in spec.kinds if name == backend or kind not in taken), spec) for name, spec in chosen]
+    return [(names, partial(spec.build, context)) for names, spec in kinds]

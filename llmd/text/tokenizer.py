@@ -129,6 +129,15 @@ class Tokenizer:
         encoding = backend.post_process(*parts, add_special_tokens=True)
         return Encoded(encoding.ids, encoding.type_ids)
 
+    def prefix(self, text: str, num_tokens: int) -> str:
+        """The part of a text that its first so many tokens stand for; a character is never cut."""
+        if isinstance(self._backend, SlowBackend):
+            return self.decode(self.encode(text, add_special_tokens=False)[:num_tokens], skip_special_tokens=False)
+        offsets = self._backend.encode(text, add_special_tokens=False).offsets
+        if len(offsets) <= num_tokens:
+            return text
+        return text[: offsets[num_tokens - 1][1]] if num_tokens > 0 else ""
+
     async def encode_async(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """As `encode`; a long text is encoded in a thread, so that the loop goes on."""
         return await self.off_loop(len(text), partial(self.encode, text, add_special_tokens=add_special_tokens))

@@ -15,7 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from llmd.config import Config
-from llmd.engine.executor import LoadProgress
+from llmd.engine.executor import ExecutorInfo, LoadProgress
 from llmd.engine.params import SamplingParams
 from llmd.engine.request import Prompt, Request
 from llmd.engine.step import FinishReason, TokenLogprobs
@@ -53,6 +53,9 @@ class FakeTokenizer:
     async def encode_async(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         return self.encode(text, add_special_tokens=add_special_tokens)
 
+    async def off_loop(self, length: int, call: Callable[[], Any]) -> Any:
+        return call()
+
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool = True) -> str:
         return " ".join(self.token_text(token_id) for token_id in token_ids if token_id != 1)
 
@@ -83,6 +86,12 @@ class FakeStats:
     wait_s: float = 0.0
     commit_s: float = 0.0
     publish_s: float = 0.0
+    forward_s: float = 0.0
+    num_nonfinite: int = 0
+    num_out_of_memory: int = 0
+    step_sizes: tuple[int, ...] = (1, 0, 2)
+    num_step_tokens: int = 9
+    num_context_tokens: int = 0
 
 
 class FakeEngine:
@@ -90,7 +99,12 @@ class FakeEngine:
 
     def __init__(self) -> None:
         self.failure: BaseException | None = None
+        self.pulse = SimpleNamespace(why_not_alive=lambda: None, num_signs=0, stalled_s=0.5, patience_s=8.0)
         self.refusal: Exception | None = None
+        self.info = ExecutorInfo(
+            num_blocks=64, block_size=16, max_num_seqs=8, max_model_len=64, vocab_size=VOCAB, weights_bytes=1000,
+            kv_bytes=64 * 16 * 10, max_loras=4, facts={"memory_bandwidth": 1e9},
+        )  # fmt: skip
         self.resets = 0
 
     def check_admission(self, num_tokens: int = 0, num_requests: int = 1) -> None:
@@ -102,6 +116,9 @@ class FakeEngine:
 
     def reset_prefix_cache(self) -> None:
         self.resets += 1
+
+    def adapters(self) -> tuple[frozenset[str], frozenset[str]]:
+        return frozenset({"tiny"}), frozenset({"late"})
 
 
 class Speaker:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import logging
@@ -79,6 +80,15 @@ async def test_wrong_content_type_is_415(kind):
     assert (status, body["error"]["code"]) == (415, "unsupported_media_type")
 
 
+@pytest.mark.parametrize("tail", ["}", "]"])
+async def test_large_bodies_leave_the_collector_on(tail):
+    body = json.dumps({**GOOD, "metadata": {"x": ["y"] * 100_000}})[:-1] + tail
+    async with serving(make_context()) as url:
+        status, _, _ = await post(url, body.encode())
+    assert status == (200 if tail == "}" else 400)
+    assert gc.isenabled()
+
+
 async def test_json_with_charset_or_suffix_is_taken():
     async with serving(make_context()) as url:
         for kind in ("application/json; charset=utf-8", "application/vnd.api+json"):
@@ -150,6 +160,9 @@ async def test_broken_http_is_a_4xx(request_, caplog):
         if answer:  # some garbage is answered by hanging up
             assert 400 <= status_of(answer) < 500
             assert b"Traceback" not in answer
+            head, _, body = answer.partition(b"\r\n\r\n")
+            assert b"Content-Type: application/json" in head
+            check_shape(json.loads(body))
         async with aiohttp.ClientSession() as session, session.get(url + "/health") as healthy:
             assert healthy.status == 200
 

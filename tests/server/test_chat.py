@@ -16,7 +16,7 @@ from llmd.errors import ConfigError, InvalidRequest, Overloaded
 from llmd.plugin.catalog import build_catalog
 from llmd.server.beam import beam_search
 from llmd.server.chat import open_chat
-from llmd.server.chat_plan import name_added_tokens
+from llmd.server.tool_plan import name_added_tokens
 from llmd.server.chat_types import ChatCall
 from llmd.server.parsers import ModelParsers, ParserParts, choose_parsers, model_facts
 from llmd.text.chat_template import ChatTemplate
@@ -104,7 +104,7 @@ async def test_forced_calls(choice, tool):
     service = ScriptedService(lambda prompt, constraint: CALL if constraint else "no", tool=tool)
     (answer,), _ = await whole(service, tools=[TOOL], tool_choice=choice)
     assert [call.name for call in answer.tool_calls] == ["add"]
-    assert service.asked[0][2].kind == "grammar"
+    assert service.asked[0][2].kind == "lark"
     assert service.asked[0][2].param == "tool_choice"
 
 

@@ -6,7 +6,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from server.serving import FakeService, call, make_context, serving
 
 from llmd.engine.executor import LoadProgress
-from llmd.metrics import HISTOGRAMS, READINGS, Histogram
+from llmd.metrics import Histogram
+from llmd.metrics_tables import HISTOGRAMS, READINGS
 
 
 async def get(url, path):
@@ -42,6 +43,22 @@ async def test_health_tells_of_a_failed_engine():
         service.engine.failure = RuntimeError("device lost")
         status, body, _ = await get(url, "/health")
         assert (status, body) == (503, {"status": "failed", "models": ["fake"]})
+
+
+async def test_health_tells_of_an_engine_without_a_sign_of_life():
+    service = FakeService()
+    async with serving(make_context(service)) as url:
+        assert (await get(url, "/health"))[0] == 200
+        service.engine.pulse.why_not_alive = lambda: "no step ended and nothing moved for 9.0 s"
+        status, body, _ = await get(url, "/health")
+        assert (status, body["status"], body["models"]) == (503, "stalled", ["fake"])
+        assert "9.0 s" in body["reasons"]["fake"]
+
+
+async def test_ready_tells_the_queue():
+    async with serving(make_context()) as url:
+        row = (await get(url, "/ready"))[1]["models"][0]
+        assert row["queue"] == {"running": 0, "waiting": 0, "waiting_tokens": 0}
 
 
 async def test_version():

@@ -13,6 +13,8 @@ from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from server.serving import FakeService, call, make_context, serving
 
+from llmd.server.admin import routes as admin_routes
+
 POST_PATHS = ("/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize")
 PATHS = (*POST_PATHS, "/v1/models", "/v1/models/{model}", "/health", "/ready", "/version", "/metrics")
 
@@ -50,7 +52,8 @@ async def test_document():
     async with serving(make_context()) as url:
         document = (await call(url, "GET", "/openapi.json")).json()
     assert document["openapi"] == "3.1.0"
-    assert set(document["paths"]) == {*PATHS, "/openapi.json"}
+    admin = {spec.path for spec in admin_routes()}
+    assert set(document["paths"]) == {*PATHS, "/openapi.json", "/tokenizer_info", *admin}
     schemas = document["components"]["schemas"]
     assert {"ChatRequest", "CompletionRequest", "StreamOptions", "Error"} <= set(schemas)
     assert "temperature" in schemas["ChatRequest"]["properties"]

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_tokenizers import KINDS, LINES
+from made_tokenizers import KINDS, LINES, has_mixed_byte_run
 
 from llmd.text.detokenizer import TableDetokenizer, WindowDetokenizer
 
 EXACT = [kind for kind in KINDS if kind != "end_of_word"]
-BYTE = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def pieces_of(detokenizer, ids, cuts=None):
@@ -21,24 +18,6 @@ def pieces_of(detokenizer, ids, cuts=None):
     starts = sorted({0, *places})
     parts = [ids[start:end] for start, end in zip(starts, [*starts[1:], len(ids)], strict=True)]
     return [*map(detokenizer.feed, parts), detokenizer.finish()]
-
-
-def has_mixed_byte_run(tokenizer, ids, skip):
-    """Whether a run of byte tokens holds whole characters and invalid bytes: where our text differs on purpose."""
-    run, runs = b"", []
-    for token_id in ids:
-        if skip and token_id in tokenizer.special_ids:
-            continue
-        token = tokenizer._backend.id_to_token(token_id)
-        if token is None:
-            continue
-        if match := BYTE.fullmatch(token):
-            run += bytes([int(match[1], 16)])
-        else:
-            runs.append(run)
-            run = b""
-    decoded = [run.decode(errors="replace") for run in [*runs, run]]
-    return any("\ufffd" in text and text.strip("\ufffd") for text in decoded)
 
 
 @pytest.mark.parametrize("kind", EXACT)

@@ -263,6 +263,19 @@ async def test_a_slow_reader_gets_merged_deltas(tokenizer):
     setup.stream.close()
 
 
+async def test_an_aborted_request_tells_its_reader_once(tokenizer):
+    setup = Setup(tokenizer, n=2)
+    setup.say("Hello", finish_reason=FinishReason.STOP)
+    for _ in range(2):
+        setup.outputs.abort("r", "an operator asked for it")
+    setup.outputs.abort("unknown", "an operator asked for it")
+    first, second = await setup.stream.collect()
+    assert (first.text, first.finish_reason) == ("Hello", FinishReason.STOP)
+    assert (second.finish_reason, second.error) == (FinishReason.ABORT, "an operator asked for it")
+    assert setup.engine.aborted == ["r"]
+    assert setup.outputs.num_open == 0
+
+
 async def test_a_reader_too_slow_is_cut_off(tokenizer):
     setup = Setup(tokenizer, max_buffer_bytes=20_000, n=2)
     for _ in range(1000):

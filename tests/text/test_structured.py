@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from llmd.config import LimitsConfig
 from llmd.errors import InvalidRequest
-from llmd.text.structured import Constraint, Grammars
+from llmd.text.structured import Constraint, Grammars, select_compilers
 
 
 class Compiler:
@@ -40,8 +41,8 @@ async def test_equal_constraints_are_compiled_once_and_off_the_loop():
     compiler = Compiler()
     service = grammars(compiler)
     found = await asyncio.gather(*(service.compile(Constraint("json", "a")) for _ in range(5)))
-    assert found == [("json", "a")] * 5
-    assert await service.compile(Constraint("regex", "a")) == ("regex", "a")
+    assert [grammar.compiled for grammar in found] == [("json", "a")] * 5
+    assert (await service.compile(Constraint("regex", "a"))).compiled == ("regex", "a")
     assert compiler.calls == ["a", "a"]
     assert all(name.startswith("llmd-grammar") for name in compiler.threads)
     service.close()
@@ -89,10 +90,20 @@ async def test_a_missing_library_leaves_it_to_the_next_plugin_and_a_refusal_does
 
     other = Compiler()
     service = grammars(other, first=[(("json",), missing)])
-    assert await service.compile(Constraint("json", "a")) == ("json", "a")
+    assert (await service.compile(Constraint("json", "a"))).compiled == ("json", "a")
     strict = Compiler()
     service = grammars(other, first=[(("json",), lambda: strict)])
     with pytest.raises(InvalidRequest, match="no such rule"):
         await service.compile(Constraint("json", "wrong"))
     assert other.calls == ["a"]
     service.close()
+
+
+def test_a_named_backend_comes_first_and_others_take_what_it_does_not():
+    specs = {
+        "wide": SimpleNamespace(kinds=("json", "lark"), order=1, build=lambda context: "wide"),
+        "named": SimpleNamespace(kinds=("json", "regex"), order=2, build=lambda context: "named"),
+    }
+    chosen = select_compilers(specs, "named", None)
+    assert [(kinds, build()) for kinds, build in chosen] == [(("json", "regex"), "named"), (("lark",), "wide")]
+    assert [kinds for kinds, _ in select_compilers(specs, "auto", None)] == [("json", "lark"), ("json", "regex")]

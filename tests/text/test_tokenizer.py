@@ -175,6 +175,18 @@ def test_slow_tokenizers_work_through_the_same_methods(tokenizers_made, referenc
     assert ours.vocab_size == fast.vocab_size
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["Hello world, and more", "naïve 日本語 🙂🙂", ""])
+def test_a_prefix_of_so_many_tokens(kind, text, tokenizers_made):
+    tokenizer = tokenizers_made[kind]
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    lengths = [len(tokenizer.prefix(text, count)) for count in range(len(ids) + 2)]
+    assert lengths == sorted(lengths)
+    assert lengths[0] == 0
+    assert all(text.startswith(tokenizer.prefix(text, count)) for count in range(len(ids)))
+    assert tokenizer.prefix(text, len(ids)) == tokenizer.prefix(text, len(ids) + 1) == text
+
+
 def test_lone_surrogates_are_refused(tokenizers_made):
     with pytest.raises(InvalidRequest, match="character 1 is half of a surrogate pair"):
         tokenizers_made["byte_level"].encode("a\ud800b")

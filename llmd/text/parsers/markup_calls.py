@@ -10,7 +10,7 @@ from llmd.text.parsers.schemas import STRING, to_json
 from llmd.text.parsers.tool_parser import ToolParser
 
 
-class _Value:
+class PlainValue:
     """Turns the pieces of one argument's text into pieces of JSON text."""
 
     def __init__(self, types: frozenset[str]) -> None:
@@ -94,13 +94,13 @@ class MarkupCallParser(ToolParser):
             yield from self._accept("\n")
         key, types = self._read_key(name, head.strip().strip("\"'"))
         self._argue(f"{', ' if index else ''}{json.dumps(key, ensure_ascii=False)}: ")
-        yield from self._plain_value(_Value(types))
+        yield from self._plain_value(PlainValue(types))
 
     def _read_key(self, name: str, key: str) -> tuple[str, frozenset[str]]:
         """An argument's name and the types it may have."""
         return key, self._schemas.types(name, key)
 
-    def _plain_value(self, value: _Value) -> ParserSteps[None]:
+    def _plain_value(self, value: PlainValue) -> ParserSteps[None]:
         right_end = self.VALUE_ENDS[0]
         ends = (*(f"\n{end}" for end in self.VALUE_ENDS), right_end) if self.HAS_LINES else self.VALUE_ENDS
         tag = yield from self._until(ends, lambda text: self._argue(value.push(text)))

@@ -22,6 +22,7 @@ class ToolSchemas:
         self._parameters = {
             function["name"]: _parameters(function) for function in functions if isinstance(function.get("name"), str)
         }
+        self.strict = frozenset(function.get("name") for function in functions if function.get("strict"))
         self._is_any = tools is None
 
     def knows(self, name: str) -> bool:
@@ -39,9 +40,10 @@ class ToolSchemas:
 
     def types(self, name: str, key: str) -> frozenset[str]:
         """The JSON types an argument may have; none when nothing is said."""
-        schema = self._parameters.get(name) or {}
+        root = self._parameters.get(name) or {}
+        schema = resolved(root, root)
         properties = schema.get("properties")
-        return _types(properties.get(key)) if isinstance(properties, Mapping) else frozenset()
+        return types_of(properties.get(key), root) if isinstance(properties, Mapping) else frozenset()
 
 
 def _function(tool: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -55,9 +57,31 @@ def _parameters(function: Mapping[str, Any]) -> Mapping[str, Any]:
     return schema if isinstance(schema, Mapping) else {}
 
 
-def _types(schema: Any, depth: int = 0) -> frozenset[str]:
+def resolved(schema: Any, root: Mapping[str, Any]) -> dict[str, Any]:
+    """The schema that a reference into $defs or definitions means; one that means nothing here is left as it is."""
+    for _ in range(8):
+        found = _target(schema, root) if isinstance(schema, Mapping) and "$ref" in schema else None
+        if found is None or schema.keys() - _BESIDE_REF:
+            break
+        schema = found
+    return dict(schema) if isinstance(schema, Mapping) else {}
+
+
+_BESIDE_REF = frozenset(["$ref", "$defs", "definitions", "title", "description", "default", "examples"])
+
+
+def _target(schema: Mapping[str, Any], root: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    where, _, name = str(schema["$ref"]).removeprefix("#/").partition("/")
+    named = root.get(where) if where in ("$defs", "definitions") else None
+    target = named.get(name) if isinstance(named, Mapping) else None
+    return target if isinstance(target, Mapping) else None
+
+
+def types_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
+    """The JSON types that a schema's values may have; none when it does not say. References are into `root`."""
     if not isinstance(schema, Mapping) or depth > 8:
         return frozenset()
+    schema = resolved(schema, root)
     named = schema.get("type")
     if isinstance(named, str):
         return frozenset({named})
@@ -65,9 +89,10 @@ def _types(schema: Any, depth: int = 0) -> frozenset[str]:
         return frozenset(name for name in named if isinstance(name, str))
     for key in ("anyOf", "oneOf"):
         if isinstance(schema.get(key), list):
-            kinds = [_types(option, depth + 1) for option in schema[key]]
+            kinds = [types_of(option, root, depth + 1) for option in schema[key]]
             return frozenset().union(*kinds) if all(kinds) else frozenset()
-    if isinstance(schema.get("enum"), list) and all(isinstance(value, str) for value in schema["enum"]):
+    values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+    if isinstance(values, list) and all(isinstance(value, str) for value in values):
         return STRING
     return frozenset()
 

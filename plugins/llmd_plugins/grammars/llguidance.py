@@ -7,7 +7,10 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmd.api.v1 import GrammarSpec, hookimpl
+from llmd.api.v1 import GrammarSpec, change_schemas, hookimpl, read_json_schema, schemas_within
+from llmd_plugins.grammars.json_schemas import check_counts, exact_formats
+from llmd_plugins.grammars.structural_tags import TagWriter
+from llmd_plugins.grammars.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,9 +20,12 @@ if TYPE_CHECKING:
 
 # Whitespace between JSON tokens: pretty-printing in any depth that a reader bears, never an endless run of it.
 WHITESPACE = r"[ \t]|\r?\n[ \t]{0,32}"
-JSON_OPTIONS: Any = {"whitespace_pattern": WHITESPACE}
+# No letter may be written as its number: a key that is named could come again under another spelling.
+JSON_OPTIONS: Any = {"whitespace_pattern": WHITESPACE, "json_allowed_escapes": 'nrbtf\\"'}
+_UNSPOKEN = re.compile(r"\\u00(?!08|09|0a|0c|0d)[01][0-9a-f]|\\u007f|\x7f")  # characters that JSON writes by number only
 
 
+_JSON_RULE = re.compile(r"^(\s*\w+\s*:\s*%json\s+)(\{.*\})\s*$", re.MULTILINE)  # of a Lark grammar, in one line
 LEXER_FUEL = 100_000  # a tenth of the library's own: a regex of a thousand thousands is refused within milliseconds
 
 
@@ -29,9 +35,9 @@ class LlguidanceCompiler:
     def __init__(self, context: GrammarContext) -> None:
         import llguidance
 
-        tokenizer: Any = context.tokenizer_json() or llguidance.TokenizerWrapper(_Vocabulary(context))
+        wrapper: Any = llguidance.TokenizerWrapper(Vocabulary(context))
         self._tokenizer = llguidance.LLTokenizer(
-            tokenizer, n_vocab=context.vocab_size, eos_token=list(context.eos_token_ids) or None
+            wrapper, n_vocab=context.vocab_size, eos_token=list(context.eos_token_ids) or None
         )
 
     def compile(self, kind: str, source: str) -> CompiledGrammar:
@@ -88,31 +94,33 @@ class LlguidanceMatcher:
         return bool(self._matcher.is_stopped())
 
 
-class _Vocabulary:
-    """A tokenizer without tokenizer.json, as llguidance wants to see one."""
-
-    def __init__(self, context: GrammarContext) -> None:
-        self.tokens = [context.token_bytes(token_id) for token_id in range(context.vocab_size)]
-        self.special_token_ids = sorted(context.special_token_ids)
-        self.eos_token_id = context.eos_token_ids[0] if context.eos_token_ids else None
-        self.bos_token_id = None
-        self._encode = context.encode
-
-    def __call__(self, text: str) -> list[int]:
-        return self._encode(text)
-
-
 def _grammar(kind: str, source: str) -> str:
     """A constraint in llguidance's own form."""
     from llguidance import LLMatcher, grammar_from
 
     if kind in ("json", "json_object"):
-        return LLMatcher.grammar_from_json_schema(source if kind == "json" else '{"type": "object"}', defaults=JSON_OPTIONS)
+        return LLMatcher.grammar_from_json_schema(exact(source if kind == "json" else '{"type": "object"}'))
     if kind == "structural_tag":
-        return _structural_tag(json.loads(source))
+        return LLMatcher.grammar_from_lark(TagWriter(exact).write(_object(source)))
     if kind == "choice":  # one expression: as rules, thousands of them are more than the parser looks at
         kind, source = "regex", "|".join(re.escape(choice) for choice in json.loads(source))
+    if kind in ("grammar", "lark"):
+        source = _JSON_RULE.sub(lambda rule: rule[1] + exact(rule[2]), source)
     return grammar_from("regex" if kind == "regex" else "grammar", source)
+
+
+def exact(source: str) -> str:
+    """A JSON schema whose every answer is valid, with this plugin's options. Raises ValueError for what cannot be held."""
+    schema = read_json_schema(source)
+    for part in schemas_within(schema):
+        check_counts(part)
+    options = {**JSON_OPTIONS, **(schema.get("x-guidance") or {})}
+    if _UNSPOKEN.search(json.dumps(schema)):
+        for part in schemas_within(schema):
+            if part.get("properties") and part.get("additionalProperties", True) is not False:
+                raise ValueError("control characters in a schema need additionalProperties false beside properties")
+        del options["json_allowed_escapes"]
+    return json.dumps({**change_schemas(schema, exact_formats), "x-guidance": options}, ensure_ascii=False)
 
 
 def _reason(error: str) -> str:
@@ -121,19 +129,15 @@ def _reason(error: str) -> str:
     return "nothing follows it" if text == "NoExtensionBias" else text
 
 
-def _structural_tag(tag: dict[str, Any]) -> str:
-    """`{"structures": [{"begin", "schema", "end"}], "triggers": [...]}` (vLLM's form)."""
-    from llguidance import LLMatcher, StructTag
-
-    if "structures" not in tag or "triggers" not in tag:
-        raise ValueError("a structural tag needs 'structures' and 'triggers'")
-    tags = []
-    for structure in tag["structures"]:
-        trigger = next((trigger for trigger in tag["triggers"] if structure["begin"].startswith(trigger)), None)
-        if trigger is None:
-            raise ValueError(f"no trigger begins {structure['begin']!r}")
-        tags.append(StructTag(trigger=trigger, begin=structure["begin"], grammar=structure["schema"], end=structure["end"]))
-    return LLMatcher.grammar_from_lark(StructTag.to_grammar(tags, assume_special=False))
+def _object(source: str) -> dict[str, Any]:
+    """A JSON text that must be an object."""
+    try:
+        value = json.loads(source)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("a structural tag is an object")
+    return value
 
 
 @hookimpl
@@ -143,7 +147,7 @@ def llmd_register_grammars() -> list[GrammarSpec]:
         GrammarSpec(
             name="llguidance",
             summary="JSON schema, regex, choice, EBNF and Lark, structural tags (Rust, lazy automata)",
-            kinds=("json", "json_object", "regex", "choice", "grammar", "structural_tag"),
+            kinds=("json", "json_object", "regex", "choice", "grammar", "lark", "structural_tag"),
             build=LlguidanceCompiler,
             order=10,
         )

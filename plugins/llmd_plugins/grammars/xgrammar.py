@@ -7,6 +7,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from llmd.api.v1 import GrammarSpec, hookimpl
+from llmd_plugins.grammars.json_schemas import first_line
+from llmd_plugins.grammars.structural_tags import MAX_DEPTH, newer_form
+from llmd_plugins.grammars.xgrammar_schemas import held_schema
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,16 +40,16 @@ class XgrammarCompiler:
         try:
             return XgrammarGrammar(self._compile(kind, source))
         except RuntimeError as error:
-            raise ValueError(str(error).strip().splitlines()[-1]) from error
+            raise ValueError(first_line(str(error))) from error
 
     def _compile(self, kind: str, source: str) -> Any:
         if kind in ("json", "json_object"):
-            schema = source if kind == "json" else '{"type": "object"}'
+            schema = held_schema(source) if kind == "json" else '{"type": "object"}'
             return self._compiler.compile_json_schema(schema, max_whitespace_cnt=MAX_WHITESPACE)
         if kind == "regex":
             return self._compiler.compile_regex(source)
         if kind == "structural_tag":
-            return self._compiler.compile_structural_tag(source)
+            return self._compiler.compile_structural_tag(_held_tag(source))
         if kind == "choice":
             source = "root ::= " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in json.loads(source))
         return self._compiler.compile_grammar(source)
@@ -87,6 +90,37 @@ class XgrammarMatcher:
     def finished(self) -> bool:
         """Whether an end-of-sequence token was accepted."""
         return bool(self._matcher.is_terminated())
+
+
+def _held_tag(source: str) -> str:
+    """A structural tag in the newer form, its schemas as they are held."""
+    tag = json.loads(source)
+    if isinstance(tag, dict) and "structures" in tag:
+        tag = {"type": "structural_tag", "format": newer_form(tag)}
+    return json.dumps(_held_within(tag, 0), ensure_ascii=False)
+
+
+def _held_within(part: Any, depth: int) -> Any:
+    if depth > 2 * MAX_DEPTH:
+        raise ValueError(f"the structural tag is nested more than {MAX_DEPTH} deep")
+    if isinstance(part, list):
+        return [_held_within(each, depth + 1) for each in part]
+    if not isinstance(part, dict):
+        return part
+    if "json_schema" in part:
+        return _json_content(part)
+    return {key: _held_within(value, depth + 1) for key, value in part.items()}
+
+
+def _json_content(part: dict[str, Any]) -> dict[str, Any]:
+    """A schema within a tag as a grammar: left as it is, its white space would have no bound."""
+    import xgrammar
+
+    if part.get("type") != "json_schema":
+        raise ValueError(f"the format {part.get('type')!r} of a structural tag is not served"[:200])
+    schema = held_schema(json.dumps(part["json_schema"]))
+    grammar = xgrammar.Grammar.from_json_schema(schema, max_whitespace_cnt=MAX_WHITESPACE)
+    return {"type": "grammar", "grammar": str(grammar)}
 
 
 @hookimpl

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmd.api.v1 import HeadedCallParser, NotACall, ParserSpec, ParserSteps, hookimpl
+from llmd.api.v1 import CallForm, HeadedCallParser, NotACall, ParserSpec, ParserSteps, hookimpl, json_call, plain_name
 
 _FENCE = "\n```json"
 
@@ -31,12 +31,23 @@ class DeepSeekParser(HeadedCallParser):
         yield from self._expect(self.END)
 
 
+def _form(head: str, tail: str, between: str) -> CallForm:
+    begin, separator, end = DeepSeekParser.BEGIN, DeepSeekParser.SEPARATOR, DeepSeekParser.END
+    call = json_call(begin + head.replace("{sep}", separator), tail + end, name=plain_name)
+    close = DeepSeekParser.CLOSES[-1]
+    return CallForm(call=call, begin=DeepSeekParser.SECTION, between=between, end=close, opens=DeepSeekParser.OPENS)
+
+
+FENCED = _form("function{sep}{name}" + _FENCE + "\n", "\n```", "\n")
+BARE = _form("{name}{sep}", "", "")
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Under the names of the generations."""
     whole = "<｜tool▁call▁begin｜>function, name, code block: DeepSeek V3, R1"
     short = "<｜tool▁call▁begin｜>name, {…}: DeepSeek V3.1"
     return [
-        ParserSpec(name="deepseek_v3", summary=whole, build=DeepSeekParser),
-        ParserSpec(name="deepseek_v31", summary=short, build=DeepSeekParser),
+        ParserSpec(name="deepseek_v3", summary=whole, build=DeepSeekParser, form=FENCED),
+        ParserSpec(name="deepseek_v31", summary=short, build=DeepSeekParser, form=BARE),
     ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from llmd.api.v1 import MarkupCallParser, ParserSpec, hookimpl
+from llmd.api.v1 import CallForm, MarkupCallParser, MarkupStyle, ParserSpec, hookimpl, markup_call
 
 _STRING_MARK = re.compile(r'(?P<key>.*?)"\s+string="(?P<is_string>true|false)', re.DOTALL)
 
@@ -28,8 +28,22 @@ class DeepSeekV32Parser(MarkupCallParser):
         return match["key"], self._schemas.types(name, match["key"]) - {"string"}
 
 
+def _form(begin: str, end: str) -> CallForm:
+    style = MarkupStyle(
+        head='<｜DSML｜invoke name="{name}">\n',
+        key='<｜DSML｜parameter name="{key}" string="{is_string}">',
+        value_end="</｜DSML｜parameter>\n",
+        tail="</｜DSML｜invoke>\n",
+        ends=DeepSeekV32Parser.VALUE_ENDS,
+    )
+    return CallForm(call=markup_call(style), begin=f"{begin}\n", end=end, opens=(begin, *DeepSeekV32Parser.OPENS))
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Under the names of both generations."""
     summary = "<｜DSML｜invoke …>: DeepSeek V3.2, V4"
-    return [ParserSpec(name=name, summary=summary, build=DeepSeekV32Parser) for name in ("deepseek_v32", "deepseek_v4")]
+    tags = zip(("deepseek_v32", "deepseek_v4"), DeepSeekV32Parser.OPENS, DeepSeekV32Parser.CLOSES, strict=True)
+    return [
+        ParserSpec(name=name, summary=summary, build=DeepSeekV32Parser, form=_form(begin, end)) for name, begin, end in tags
+    ]

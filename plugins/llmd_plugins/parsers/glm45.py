@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmd.api.v1 import MarkupCallParser, ParserSpec, ParserSteps, hookimpl
+from llmd.api.v1 import CallForm, MarkupCallParser, MarkupStyle, ParserSpec, ParserSteps, hookimpl, markup_call
 
 
 class Glm45Parser(MarkupCallParser):
@@ -23,8 +23,24 @@ class Glm45Parser(MarkupCallParser):
         yield from self._members(name)
 
 
+STYLE = MarkupStyle(
+    head="{name}\n",
+    key="<arg_key>{key}</arg_key>\n<arg_value>",
+    value_end="</arg_value>\n",
+    tail="",
+    ends=Glm45Parser.VALUE_ENDS,
+)
+FORM = CallForm(
+    call=markup_call(STYLE),
+    begin="<tool_call>",
+    between="</tool_call>\n<tool_call>",
+    end="</tool_call>",
+    opens=Glm45Parser.OPENS,
+)
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Under the names of both generations."""
     summary = "<tool_call>name<arg_key>…<arg_value>…: GLM 4.5 to 4.7"
-    return [ParserSpec(name=name, summary=summary, build=Glm45Parser) for name in ("glm45", "glm47")]
+    return [ParserSpec(name=name, summary=summary, build=Glm45Parser, form=FORM) for name in ("glm45", "glm47")]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmd.api.v1 import JsonCallParser, ParserSpec, ThinkingParser, hookimpl
+from llmd.api.v1 import CallForm, JsonCallParser, ParserSpec, ThinkingParser, hookimpl, json_call
 
 
 class GraniteParser(JsonCallParser):
@@ -10,6 +10,15 @@ class GraniteParser(JsonCallParser):
 
     OPENS = ("<|tool_call|>", "<tool_call>")
     CLOSES = ("</tool_call>",)
+
+
+FORM = CallForm(
+    call=json_call('{"name": {name}, "arguments": ', "}"),
+    begin="<|tool_call|>[",
+    between=", ",
+    end="]",
+    opens=GraniteParser.OPENS,
+)
 
 
 class GraniteThinkingParser(ThinkingParser):
@@ -23,7 +32,7 @@ class GraniteThinkingParser(ThinkingParser):
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Granite 3.0 to 3.3."""
-    return [ParserSpec(name="granite", summary="<|tool_call|>[JSON list]: Granite 3", build=GraniteParser)]
+    return [ParserSpec(name="granite", summary="<|tool_call|>[JSON list]: Granite 3", build=GraniteParser, form=FORM)]
 
 
 @hookimpl

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from llmd.api.v1 import Constraint, JsonCallParser, ParserSpec, forced_calls, hookimpl
+from llmd.api.v1 import CallForm, JsonCallParser, ParserSpec, hookimpl, json_call
 
 
 class HermesParser(JsonCallParser):
@@ -16,22 +12,18 @@ class HermesParser(JsonCallParser):
     CLOSES = ("</tool_call>",)
 
 
-def constrain(tools: Sequence[Mapping[str, Any]], choice: str) -> Constraint | None:
-    """Calls on lines of their own, as chat templates write them."""
-    return forced_calls(
-        tools,
-        choice,
-        call=lambda name, arguments: [
-            '<tool_call>\n{"name": ' + json.dumps(name) + ', "arguments": ',
-            arguments,
-            "}\n</tool_call>",
-        ],
-        between="\n",
-    )
+# calls on lines of their own, as chat templates write them
+FORM = CallForm(
+    call=json_call('{"name": {name}, "arguments": ', "}"),
+    begin="<tool_call>\n",
+    between="\n</tool_call>\n<tool_call>\n",
+    end="\n</tool_call>",
+    opens=HermesParser.OPENS,
+)
 
 
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """The most common format."""
     summary = "<tool_call>{JSON}</tool_call>: Hermes, Qwen 2.5, Qwen 3, Granite 4"
-    return [ParserSpec(name="hermes", summary=summary, build=HermesParser, constrain=constrain)]
+    return [ParserSpec(name="hermes", summary=summary, build=HermesParser, form=FORM)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmd.api.v1 import JsonCallParser, ParserSpec, hookimpl
+from llmd.api.v1 import CallForm, JsonCallParser, ParserSpec, hookimpl, json_call
 
 
 class InternLmParser(JsonCallParser):
@@ -12,7 +12,17 @@ class InternLmParser(JsonCallParser):
     CLOSES = ("<|action_end|>",)
 
 
+FORM = CallForm(
+    call=json_call('{"name": {name}, "parameters": ', "}"),
+    begin="<|action_start|><|plugin|>",
+    between="<|action_end|>\n<|action_start|><|plugin|>",
+    end="<|action_end|>",
+    opens=InternLmParser.OPENS,
+)
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """InternLM."""
-    return [ParserSpec(name="internlm", summary="<|action_start|><|plugin|>{JSON}: InternLM", build=InternLmParser)]
+    summary = "<|action_start|><|plugin|>{JSON}: InternLM"
+    return [ParserSpec(name="internlm", summary=summary, build=InternLmParser, form=FORM)]

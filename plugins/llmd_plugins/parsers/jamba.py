@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmd.api.v1 import JsonCallParser, ParserSpec, hookimpl
+from llmd.api.v1 import CallForm, JsonCallParser, ParserSpec, hookimpl, json_call
 
 
 class JambaParser(JsonCallParser):
@@ -12,7 +12,17 @@ class JambaParser(JsonCallParser):
     CLOSES = ("</tool_calls>",)
 
 
+FORM = CallForm(
+    call=json_call('{"name": {name}, "arguments": ', "}"),
+    begin="<tool_calls>[",
+    between=", ",
+    end="]</tool_calls>",
+    opens=JambaParser.OPENS,
+)
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Jamba 1.5 and later."""
-    return [ParserSpec(name="jamba", summary="<tool_calls>[JSON list]</tool_calls>: Jamba", build=JambaParser)]
+    summary = "<tool_calls>[JSON list]</tool_calls>: Jamba"
+    return [ParserSpec(name="jamba", summary=summary, build=JambaParser, form=FORM)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmd.api.v1 import HeadedCallParser, ParserSpec, ParserSteps, hookimpl
+from llmd.api.v1 import CallForm, HeadedCallParser, ParserSpec, ParserSteps, hookimpl, json_call, plain_name
 
 
 class KimiK2Parser(HeadedCallParser):
@@ -20,7 +20,19 @@ class KimiK2Parser(HeadedCallParser):
         return (name, head) if name and index.isdigit() else (head.removeprefix("functions."), None)
 
 
+FORM = CallForm(
+    call=json_call(
+        f"{KimiK2Parser.BEGIN}functions.{{name}}:{{number}}{KimiK2Parser.SEPARATOR}", KimiK2Parser.END, name=plain_name
+    ),
+    begin=KimiK2Parser.SECTION,
+    end="<|tool_calls_section_end|>",
+    opens=KimiK2Parser.OPENS,
+    is_numbered=True,
+)
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Kimi K2 and its successors."""
-    return [ParserSpec(name="kimi_k2", summary="<|tool_call_begin|>functions.name:0 …: Kimi K2", build=KimiK2Parser)]
+    summary = "<|tool_call_begin|>functions.name:0 …: Kimi K2"
+    return [ParserSpec(name="kimi_k2", summary=summary, build=KimiK2Parser, form=FORM)]

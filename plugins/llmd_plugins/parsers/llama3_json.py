@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-from llmd.api.v1 import BareJsonCallParser, Constraint, ParserSpec, forced_calls, hookimpl
+from llmd.api.v1 import BareJsonCallParser, CallForm, ParserSpec, hookimpl, json_call
 
 
 class Llama3JsonParser(BareJsonCallParser):
@@ -22,14 +18,10 @@ class Llama4JsonParser(BareJsonCallParser):
     CLOSES = ("<|python_end|>",)
 
 
-def constrain(tools: Sequence[Mapping[str, Any]], choice: str) -> Constraint | None:
+def _form(parser: type[BareJsonCallParser]) -> CallForm:
     """One call without a tag, or several divided by semicolons."""
-    return forced_calls(
-        tools,
-        choice,
-        call=lambda name, arguments: ['{"name": ' + json.dumps(name) + ', "parameters": ', arguments, "}"],
-        between="; ",
-    )
+    call = json_call('{"name": {name}, "parameters": ', "}")
+    return CallForm(call=call, between="; ", opens=parser.OPENS, starts="".join(parser.STARTS))
 
 
 @hookimpl
@@ -37,6 +29,6 @@ def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Llama 3, and Llama 4 where its template asks for JSON."""
     three, four = "Llama 3: <|python_tag|>{JSON}, tag or not", "Llama 4: <|python_start|>{JSON}, tag or not"
     return [
-        ParserSpec(name="llama3_json", summary=three, build=Llama3JsonParser, constrain=constrain),
-        ParserSpec(name="llama4_json", summary=four, build=Llama4JsonParser, constrain=constrain),
+        ParserSpec(name="llama3_json", summary=three, build=Llama3JsonParser, form=_form(Llama3JsonParser)),
+        ParserSpec(name="llama4_json", summary=four, build=Llama4JsonParser, form=_form(Llama4JsonParser)),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmd.api.v1 import JsonCallParser, MarkupCallParser, ParserSpec, hookimpl
+from llmd.api.v1 import CallForm, JsonCallParser, MarkupCallParser, MarkupStyle, ParserSpec, hookimpl, json_call, markup_call
 
 
 class MiniMaxM2Parser(MarkupCallParser):
@@ -23,10 +23,30 @@ class MiniMaxM1Parser(JsonCallParser):
     CLOSES = ("</tool_calls>",)
 
 
+STYLE = MarkupStyle(
+    head='<invoke name="{name}">\n',
+    key='<parameter name="{key}">',
+    value_end="</parameter>\n",
+    tail="</invoke>\n",
+    ends=MiniMaxM2Parser.VALUE_ENDS,
+)
+M2 = CallForm(
+    call=markup_call(STYLE), begin="<minimax:tool_call>\n", end="</minimax:tool_call>", opens=MiniMaxM2Parser.OPENS
+)
+M1 = CallForm(
+    call=json_call('{"name": {name}, "arguments": ', "}"),
+    begin="<tool_calls>\n",
+    between="\n",
+    end="\n</tool_calls>",
+    opens=MiniMaxM1Parser.OPENS,
+)
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Both generations."""
+    two, one = "<minimax:tool_call><invoke …>: MiniMax M2", "<tool_calls>{JSON} lines: MiniMax M1"
     return [
-        ParserSpec(name="minimax_m2", summary="<minimax:tool_call><invoke …>: MiniMax M2", build=MiniMaxM2Parser),
-        ParserSpec(name="minimax", summary="<tool_calls>{JSON} lines: MiniMax M1", build=MiniMaxM1Parser),
+        ParserSpec(name="minimax_m2", summary=two, build=MiniMaxM2Parser, form=M2),
+        ParserSpec(name="minimax", summary=one, build=MiniMaxM1Parser, form=M1),
     ]

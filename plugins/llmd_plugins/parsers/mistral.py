@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from llmd.api.v1 import (
-    Constraint,
+    CallForm,
     JsonCallParser,
     ParserSpec,
     ParserSteps,
     ThinkingParser,
-    forced_calls,
     hookimpl,
+    json_call,
     new_short_call_id,
 )
 
@@ -55,23 +54,21 @@ class MistralThinkingParser(ThinkingParser):
     needs_special_tokens = True
 
 
-def constrain(tools: Sequence[Mapping[str, Any]], choice: str) -> Constraint | None:
-    """A JSON list of calls, which models of all versions understand."""
-    return forced_calls(
-        tools,
-        choice,
-        call=lambda name, arguments: ['{"name": ' + json.dumps(name) + ', "arguments": ', arguments, "}"],
-        begin=f"{_TAG}[",
-        between=", ",
-        end="]",
-    )
+# a JSON list of calls, which models of all versions understand
+FORM = CallForm(
+    call=json_call('{"name": {name}, "arguments": ', "}"),
+    begin=f"{_TAG}[",
+    between=", ",
+    end="]",
+    opens=MistralParser.OPENS,
+)
 
 
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Mistral models of all versions."""
     summary = "[TOOL_CALLS] and a JSON list, or name[ARGS]{…}: Mistral"
-    return [ParserSpec(name="mistral", summary=summary, build=MistralParser, constrain=constrain)]
+    return [ParserSpec(name="mistral", summary=summary, build=MistralParser, form=FORM)]
 
 
 @hookimpl

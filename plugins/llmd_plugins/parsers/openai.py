@@ -10,7 +10,19 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from llmd.api.v1 import NotACall, ParserSpec, ParserSteps, ToolParser, hookimpl, new_call_id
+from llmd.api.v1 import (
+    CallForm,
+    GrammarWriter,
+    NotACall,
+    ParserSpec,
+    ParserSteps,
+    ToolParser,
+    hookimpl,
+    json_call,
+    new_call_id,
+    plain_name,
+    without,
+)
 
 _START, _CHANNEL, _MESSAGE = "<|start|>", "<|channel|>", "<|message|>"
 _ENDS = ("<|end|>", "<|call|>", "<|return|>")
@@ -81,10 +93,39 @@ class HarmonyParser(ToolParser):
             self._unread(len(tag))
 
 
+def _message(writer: GrammarWriter, channel: str, end: str) -> str:
+    """A message to nobody in particular, and what stands behind it."""
+    body = writer.terminal(without((_START, _CHANNEL, *_ENDS)))
+    return writer.rule(f"{writer.text(f'{_CHANNEL}{channel}{_MESSAGE}')} {writer.upto(body, end)}")
+
+
+def _lead(writer: GrammarWriter) -> str:
+    """The model may think, and say what it is about to do, before it calls."""
+    next_message = f"<|end|>{_START}assistant"
+    return f"{_message(writer, 'analysis', next_message)}? {_message(writer, 'commentary', next_message)}?"
+
+
+def _free(writer: GrammarWriter) -> str:
+    """Thoughts and an answer, whose end is the end of all."""
+    body = writer.terminal(without((_START, _CHANNEL, *_ENDS)))
+    thoughts = _message(writer, "analysis", f"<|end|>{_START}assistant")
+    return f"{thoughts}? {writer.text(f'{_CHANNEL}final{_MESSAGE}')} {body}"
+
+
+FORM = CallForm(
+    call=json_call(f"{_CHANNEL}commentary to=functions.{{name}} <|constrain|>json{_MESSAGE}", "<|call|>", name=plain_name),
+    max_calls=1,  # a call ends the answer
+    opens=(_CHANNEL,),
+    lead=_lead,
+    free=_free,
+)
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """gpt-oss with tools."""
-    return [ParserSpec(name="openai", summary="harmony messages to functions.name: gpt-oss", build=HarmonyParser)]
+    summary = "harmony messages to functions.name: gpt-oss"
+    return [ParserSpec(name="openai", summary=summary, build=HarmonyParser, form=FORM)]
 
 
 @hookimpl

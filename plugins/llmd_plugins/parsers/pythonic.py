@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 
-from llmd.api.v1 import NotACall, ParserSpec, ParserSteps, PythonScanner, ToolParser, hookimpl
+from llmd.api.v1 import CallForm, NotACall, ParserSpec, ParserSteps, PythonScanner, ToolParser, hookimpl, keyword_call
 
 _NAME_CHAR = re.compile(r"[\w.\-]")
 _MAX_NAME = 256
@@ -88,10 +88,16 @@ class PythonicParser(ToolParser):
         return word
 
 
+FORM = CallForm(
+    call=keyword_call, begin="[", between=", ", end="]", opens=PythonicParser.OPENS, starts="".join(PythonicParser.STARTS)
+)
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Under its own name and that of Llama 4."""
+    plain, tagged = "[f(a=1), g()]: Llama 3.2, ToolACE, Olmo 3", "<|python_start|>[f(a=1)]<|python_end|>: Llama 4"
     return [
-        ParserSpec(name="pythonic", summary="[f(a=1), g()]: Llama 3.2, ToolACE, Olmo 3", build=PythonicParser),
-        ParserSpec(name="llama4_pythonic", summary="<|python_start|>[f(a=1)]<|python_end|>: Llama 4", build=PythonicParser),
+        ParserSpec(name="pythonic", summary=plain, build=PythonicParser, form=FORM),
+        ParserSpec(name="llama4_pythonic", summary=tagged, build=PythonicParser, form=FORM),
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmd.api.v1 import MarkupCallParser, ParserSpec, hookimpl
+from llmd.api.v1 import CallForm, MarkupCallParser, MarkupStyle, ParserSpec, hookimpl, markup_call
 
 
 class Qwen3CoderParser(MarkupCallParser):
@@ -20,8 +20,25 @@ class Qwen3CoderParser(MarkupCallParser):
     HAS_LINES = True
 
 
+STYLE = MarkupStyle(
+    head="<function={name}>\n",
+    key="<parameter={key}>\n",
+    value_end="\n</parameter>\n",
+    tail="</function>",
+    ends=Qwen3CoderParser.VALUE_ENDS,
+)
+FORM = CallForm(
+    call=markup_call(STYLE),
+    begin="<tool_call>\n",
+    between="\n</tool_call>\n<tool_call>\n",
+    end="\n</tool_call>",
+    opens=Qwen3CoderParser.OPENS,
+)
+
+
 @hookimpl
 def llmd_register_tool_parsers() -> list[ParserSpec]:
     """Under both of its names."""
     summary = "<function=…><parameter=…>: Qwen3-Coder, Qwen 3.5, Nemotron 3"
-    return [ParserSpec(name=name, summary=summary, build=Qwen3CoderParser) for name in ("qwen3_coder", "qwen3_xml")]
+    names = ("qwen3_coder", "qwen3_xml")
+    return [ParserSpec(name=name, summary=summary, build=Qwen3CoderParser, form=FORM) for name in names]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
 
 import jsonschema
 import openai
@@ -12,12 +11,7 @@ import pytest
 import pytest_asyncio
 from plugins.openai.demo_served import ASK, TOOLS, demo_served
 
-import llmd_plugins.sources.demo
-from llmd.text.tokenizer import Tokenizer
-
 pytestmark = pytest.mark.asyncio(loop_scope="module")
-FOLDER = Path(llmd_plugins.sources.demo.__file__).parent / "model"
-SCHEMAS = json.loads((Path(__file__).parents[2] / "schemas" / "schemas.json").read_text(encoding="utf-8"))
 SMALL = {"type": "object", "properties": {"a": {"type": "integer", "minimum": 0, "maximum": 99}}, "required": ["a"],
          "additionalProperties": False}  # fmt: skip
 TAGS = [{"type": "tag", "begin": "<f>", "content": {"type": "json_schema", "json_schema": SMALL}, "end": "</f>"}]
@@ -93,7 +87,9 @@ async def test_answers_follow(served, path, kind):
     backend, client = served
     fields, pattern = KINDS[kind]
     if (kind == "lark" and backend == "xgrammar") or (path == "completions" and "tag as format" in kind):
-        pytest.skip("it takes EBNF only" if kind == "lark" else "asked once is enough")
+        pytest.skip("it takes EBNF only" if kind == "lark" else "the route has no response_format")
+    if backend == "xgrammar" and path == "completions":
+        pytest.skip("the path makes no difference to the backend")
     found = await asked(client, path, fields)
     assert len(found) == 2
     for text, reason in found:
@@ -163,24 +159,3 @@ async def test_strict_functions_in_other_formats(parser):
         )
         for choice in forced.choices:
             assert choice.finish_reason == "length" or len(choice.message.tool_calls) == 1
-
-
-async def test_random_weights_say_what_schemas_allow():
-    """The engine, its masks and its forced tokens, with a model that has learnt nothing."""
-    names = [name for index, name in enumerate(SCHEMAS) if index % 11 == 0]
-    tokenizer = Tokenizer.from_folder(FOLDER)
-    closing = {tokenizer.encode(text, add_special_tokens=False)[0]: 6.0 for text in ('"', "}", "]", "0")}
-    num_finished = 0
-    async with demo_served({"load_format": "dummy"}) as (client, _):
-        for number, name in enumerate(names):
-            form = {"type": "json_schema", "json_schema": {"name": "s", "schema": SCHEMAS[name]}}
-            answer = await client.chat.completions.create(
-                model="demo", messages=ASK, response_format=form, temperature=1, seed=number, max_tokens=160, n=2,
-                logit_bias={str(token_id): bias for token_id, bias in closing.items()},
-            )  # fmt: skip
-            for choice in answer.choices:
-                assert choice.finish_reason in ("stop", "length")
-                if choice.finish_reason == "stop":
-                    jsonschema.Draft202012Validator(SCHEMAS[name]).validate(json.loads(choice.message.content))
-                    num_finished += 1
-    assert num_finished >= len(names)

@@ -51,7 +51,9 @@ def test_download_takes_only_what_is_served_then_works_offline(hub, tmp_path):
     first, second = resolve(hub.url, tmp_path, {"model": "good/model"}, {"model": "good/model", "load_format": "dummy"})
     folder = Path(first["path"])
     assert folder.name == SHA
-    assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    names = ["2_Dense", "config.json", "model.safetensors", "tokenizer.json"]
+    assert sorted(file.name for file in folder.iterdir()) == names
+    assert [file.name for file in (folder / "2_Dense").iterdir()] == ["model.safetensors"]
     assert (folder / "model.safetensors").stat().st_size == 300_000
     phase, fraction = first["progress"]
     assert phase.startswith("downloading good/model: ")
