@@ -87,3 +87,26 @@ def change_schemas(schema: Any, change: Callable[[JsonSchema], JsonSchema]) -> A
         if isinstance(made.get(key), dict):
             made[key] = {name: change_schemas(part, change) for name, part in made[key].items()}
     return change(made)
+
+
+_MERGING = frozenset({"allOf", "not", "if", "then", "else", "dependentSchemas"})  # what speaks of the same object twice
+_BRANCHING = frozenset({"anyOf", "oneOf", "$ref"})
+_OPEN = frozenset({"additionalProperties", "patternProperties", "unevaluatedProperties", "propertyNames", "minProperties"})
+
+
+def close_objects(schema: JsonSchema) -> JsonSchema:
+    """The schema with no properties but the named ones in objects that say nothing of others.
+
+    Few who leave `additionalProperties` out mean a model to write keys of its own, and a small one never stops. Left
+    open is what another part of the schema may add properties to.
+    """
+    parts = list(schemas_within(schema))
+    merges = any(part.keys() & _MERGING or ("properties" in part and part.keys() & _BRANCHING) for part in parts)
+    return schema if merges else change_schemas(schema, _close)
+
+
+def _close(schema: JsonSchema) -> JsonSchema:
+    properties, required = schema.get("properties"), schema.get("required") or ()
+    if not isinstance(properties, dict) or not properties or schema.keys() & _OPEN:
+        return schema
+    return schema if set(required) - properties.keys() else {**schema, "additionalProperties": False}

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmd.api.v1 import GrammarSpec, change_schemas, hookimpl, read_json_schema, schemas_within
+from llmd.api.v1 import GrammarSpec, change_schemas, close_objects, hookimpl, read_json_schema, schemas_within
 from llmd_plugins.grammars.json_schemas import check_counts, exact_formats
 from llmd_plugins.grammars.structural_tags import TagWriter
 from llmd_plugins.grammars.vocabulary import Vocabulary
@@ -111,7 +111,7 @@ def _grammar(kind: str, source: str) -> str:
 
 def exact(source: str) -> str:
     """A JSON schema whose every answer is valid, with this plugin's options. Raises ValueError for what cannot be held."""
-    schema = read_json_schema(source)
+    schema = close_objects(read_json_schema(source))
     for part in schemas_within(schema):
         check_counts(part)
     options = {**JSON_OPTIONS, **(schema.get("x-guidance") or {})}
