@@ -9,10 +9,10 @@ from llmd._version import __version__
 if TYPE_CHECKING:
     from llmd.daemon import serve
     from llmd.engine.params import BeamSearchParams, PoolingParams, SamplingParams, StructuredOutputsParams
-    from llmd.offline import LLM, AsyncLLM
+    from llmd.offline import LLM, AsyncLLM, LoRARequest
 
 __all__ = [
-    "LLM", "AsyncLLM", "BeamSearchParams", "PoolingParams", "SamplingParams", "StructuredOutputsParams",
+    "LLM", "AsyncLLM", "BeamSearchParams", "LoRARequest", "PoolingParams", "SamplingParams", "StructuredOutputsParams",
     "__version__", "serve",
 ]  # fmt: skip
 
@@ -20,6 +20,7 @@ _HOME = {
     "AsyncLLM": "llmd.offline",
     "BeamSearchParams": "llmd.engine.params",
     "LLM": "llmd.offline",
+    "LoRARequest": "llmd.offline",
     "PoolingParams": "llmd.engine.params",
     "SamplingParams": "llmd.engine.params",
     "StructuredOutputsParams": "llmd.engine.params",

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ValidationError
 
+from llmd.checks_adapters import check_adapters
 from llmd.config import Config, ModelConfig, Path, place_of
 from llmd.config_load import load_config, prepare, sorted_problems
 from llmd.config_messages import describe_errors, did_you_mean
+from llmd.credentials import secret_path
 from llmd.errors import ConfigError, ModelError
 
 if TYPE_CHECKING:
@@ -105,10 +107,10 @@ def check_names(config: Config, catalog: Catalog) -> list[str]:
             text = f"{model.model!r} is claimed by no model source; known: {', '.join(catalog.model_sources)}"
             problems.append(config.problem(("models", index, "model"), text) + _broken(catalog))
     server = config.server
-    if (server.api_keys or server.api_key_file) and not catalog.authenticators:
-        key = "api_keys" if server.api_keys else "api_key_file"
+    given = ("server", "api_keys" if server.api_keys else "api_key_file") if not config.keys else ("keys", 0, "name")
+    if (config.keys or server.api_keys or server.api_key_file) and not catalog.authenticators:
         text = "no authenticator is loaded that could ask for keys"
-        problems.append(config.problem(("server", key), text) + _broken(catalog))
+        problems.append(config.problem(given, text) + _broken(catalog))
     return problems
 
 
@@ -131,13 +133,26 @@ def check_files(config: Config, catalog: Catalog) -> list[str]:
     """Files that the configuration names and that are not there, or are no model."""
     problems = []
     for key in ("api_key_file", "ssl_certfile", "ssl_keyfile"):
-        if (name := getattr(config.server, key)) and (why := _unreadable(name)):
-            problems.append(config.problem(("server", key), f"{name!r} {why}"))
+        if name := getattr(config.server, key):
+            problems += [config.problem(("server", key), text) for text in _file_problems(name)]
+    for index, given in enumerate(config.keys):
+        if given.file is not None:
+            problems += [config.problem(("keys", index, "file"), text) for text in _file_problems(given.file)]
     if config.server.uds and not FilePath(config.server.uds).absolute().parent.is_dir():
         problems.append(config.problem(("server", "uds"), f"{config.server.uds!r} is in a folder that does not exist"))
     for index, model in enumerate(config.models):
         problems += [config.problem(("models", index, key), text) for key, text in _model_problems(model, catalog)]
+    if not problems:
+        problems += check_adapters(config, catalog, _folder(config.models[0], catalog))
     return problems
+
+
+def _folder(model: ModelConfig, catalog: Catalog) -> FilePath | None:
+    """Where a model's files are, as far as they are here."""
+    source = find_source(catalog, model)
+    if source is None or source.check is None:
+        return None
+    return source.resolve(model, lambda progress: None)
 
 
 def _model_problems(model: ModelConfig, catalog: Catalog) -> Iterator[tuple[str, str]]:
@@ -156,22 +171,35 @@ def _model_problems(model: ModelConfig, catalog: Catalog) -> Iterator[tuple[str,
         yield "model", why_not
         return
     try:
-        check_architecture(source.resolve(model, lambda progress: None), catalog)
+        check_architecture(source.resolve(model, lambda progress: None), catalog, model)
     except ModelError as error:
         yield "model", f"{model.model!r} cannot be served: {error}"
 
 
-def check_architecture(folder: FilePath, catalog: Catalog) -> None:
-    """Read config.json; raises ModelError when no plugin knows the model's architecture."""
-    from llmd.model.config import read_config
+def check_architecture(folder: FilePath, catalog: Catalog, model: ModelConfig) -> None:
+    """Read config.json; raises ModelError when no plugin knows the model's architecture and no fallback can serve it."""
+    from llmd.model.architectures import select_architecture
+    from llmd.model.config import read_config, read_raw_config
 
-    wanted = read_config(folder).architectures
-    known = sorted({name for spec in catalog.architectures.values() for name in spec.architectures})
-    if not set(wanted) & set(known):
-        raise ModelError(
-            f"architecture {', '.join(wanted)} is not known; known: {', '.join(known)}; "
-            f"a plugin with llmd_register_architectures may add it{_broken(catalog)}"
-        )
+    known = {name: spec for spec in catalog.architectures.values() for name in spec.architectures}
+    raw = read_raw_config(folder, model.hf_overrides)
+    try:
+        choice = select_architecture(raw, known, model.model_impl)
+    except ModelError as error:
+        raise ModelError(f"{error}{_broken(catalog)}") from None
+    if not choice.is_fallback:  # whose config.json is in words of its own
+        read_config(folder, model.hf_overrides)
+
+
+def _file_problems(name: str) -> Iterator[str]:
+    """What keeps a file, or a credential, from being used."""
+    try:
+        path = secret_path(name)
+    except ConfigError as error:
+        yield str(error)
+        return
+    if why := _unreadable(str(path)):
+        yield f"{name!r} {why}"
 
 
 def _unreadable(name: str) -> str:

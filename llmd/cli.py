@@ -192,11 +192,15 @@ def _columns(rows: list[tuple[str, ...]]) -> list[str]:
     return ["  ".join([*(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=False)), row[-1]]) for row in rows]
 
 
-@main_command.command("config", short_help="Print the configuration as a commented TOML file.")
+@main_command.group(
+    "config", invoke_without_command=True, short_help="Print the configuration as a commented TOML file, or compare it."
+)
 @_config_option
 @click.pass_context
 def config_command(ctx: click.Context, config_file: str | None) -> None:
     """Every key with its value (defaults, file and environment merged) and one line of comment; secrets are left out."""
+    if ctx.invoked_subcommand is not None:
+        return
     from llmd.config_load import load_config
     from llmd.config_text import render
 
@@ -205,6 +209,47 @@ def config_command(ctx: click.Context, config_file: str | None) -> None:
     tables = config.plugins.model_extra
     sections = {name: spec.model for name, spec in _catalog_of(config_file).config_sections.items()} if tables else {}
     click.echo(render(config, sections), nl=False)
+
+
+@config_command.command("diff", short_help="Tell what a reload would do.")
+@_config_option
+@click.option("--against", metavar="FILE", help="Compare with this file instead of the running daemon.")
+@click.option("--socket", "socket_path", metavar="PATH", help="The daemon's admin socket.")
+@click.pass_context
+def config_diff_command(ctx: click.Context, config_file: str | None, against: str | None, socket_path: str | None) -> None:
+    """Each key that differs: applied, needs a drain, or needs a restart.
+
+    A running daemon is asked over its admin socket (--config FILE tells where that is) and compares what it runs with its
+    own file as it is now. With --against, a reload of a daemon that runs FILE is told, once it has the file of --config.
+    """
+    for parent in (ctx.parent, ctx.parent and ctx.parent.parent):
+        config_file = config_file or (parent.params.get("config_file") if parent else None)
+    if against is None:
+        reload_command = _catalog_of(config_file).commands["reload"].build()
+        if config_file is not None and socket_path is None:
+            socket_path = _admin_socket(config_file)
+        arguments = ["--dry-run", *(("--socket", socket_path) if socket_path else ())]
+        reload_command.main(arguments, standalone_mode=False)
+        return
+    from llmd.config_diff import Rules, changes
+    from llmd.config_load import load_config
+
+    new = load_config(config_file)
+    rules = Rules({name: spec.live for name, spec in _catalog_of(config_file).config_sections.items()})
+    found = changes(load_config(against), new, rules)
+    for change in found:
+        click.echo(change.text)
+    if not found:
+        click.echo("no key differs")
+
+
+def _admin_socket(config_file: str) -> str | None:
+    """Where the daemon of a configuration file listens for its operators."""
+    from llmd.config_load import load_config
+    from llmd.listeners import admin_socket_path
+
+    path = admin_socket_path(load_config(config_file))
+    return str(path) if path is not None else None
 
 
 def _end(code: int) -> None:

@@ -154,9 +154,9 @@ def _indexed(name: str, known: Mapping[str, Path]) -> Path | None:
     parts: Path = tuple(int(part) if part.isdecimal() else part.lower() for part in name[len(ENV_PREFIX) :].split("__"))
     if len(parts) == 3 and parts[0] == "plugins":
         return parts
-    if len(parts) >= 3 and parts[0] == "models" and isinstance(parts[1], int) and parts[1] < 64:
-        first = known.get(variable_name(("models", 0, *parts[2:])))
-        return ("models", parts[1], *first[2:]) if first else None
+    if len(parts) >= 3 and parts[0] in ("models", "keys") and isinstance(parts[1], int) and parts[1] < 64:
+        first = known.get(variable_name((parts[0], 0, *parts[2:])))
+        return (parts[0], parts[1], *first[2:]) if first else None
     return None
 
 
@@ -204,6 +204,8 @@ def _read_as(option: Any, text: str) -> Any:
 
 
 def _read_list(option: Any, text: str) -> Any:
+    if text.lstrip().startswith("{"):  # an object is one entry, its commas are its own
+        return (text,)
     if not text.lstrip().startswith("["):
         return tuple(item.strip() for item in text.split(",") if item.strip())
     return prepare(option, json.loads(text))
@@ -215,8 +217,44 @@ def read_int(text: str) -> int:
     return round(float(match[1]) * _MULTIPLES[match[2]]) if match else int(text)
 
 
+def _check_keys(config: Config) -> Iterator[str]:
+    """`[[keys]]`: one name and one secret each, and models that are served."""
+    served = [name for model in config.models for name in model.served_model_name or (model.model,)]
+    names: list[str] = []
+    for index, key in enumerate(config.keys):
+        if not key.name:
+            yield config.problem(("keys", index, "name"), "is not set; allowed: the name of who has the key")
+        elif key.name in names:
+            first = names.index(key.name)
+            text = f"{key.name!r} is not valid; allowed: a name that keys[{first}] does not have"
+            yield config.problem(("keys", index, "name"), text)
+        names.append(key.name)
+        given = [name for name in ("key", "hash", "file") if getattr(key, name) is not None]
+        if len(given) != 1:
+            told = f"{' and '.join(given)} are set" if given else "has no key"
+            yield config.problem(("keys", index, *given[1:2]), f"{told}; allowed: one of key, hash and file")
+        for model in key.models:
+            if model not in served:
+                hint = did_you_mean(model, served) or f"; allowed: {', '.join(map(repr, served))}"
+                yield config.problem(("keys", index, "models"), f"{model!r} is not served{hint}")
+
+
+def _check_adapters(config: Config) -> Iterator[str]:
+    """`[adapters]`: they are switched on where there are some, and have names of their own."""
+    adapters = config.adapters
+    for key in ("lora_modules", "lora_dir"):
+        if getattr(adapters, key) and not adapters.enable_lora:
+            yield config.problem(("adapters", key), "is set while adapters.enable_lora is false; allowed: both, or neither")
+    for name in adapters.modules():
+        if any(name in (model.served_model_name or (model.model,)) for model in config.models):
+            text = f"{name!r} is not valid; allowed: a name that no served model has"
+            yield config.problem(("adapters", "lora_modules"), text)
+
+
 def cross_check(config: Config) -> Iterator[str]:
     """What is wrong with keys together, though each alone is right."""
+    yield from _check_keys(config)
+    yield from _check_adapters(config)
     server = config.server
     if bool(server.ssl_certfile) != bool(server.ssl_keyfile):
         key = "ssl_certfile" if server.ssl_certfile else "ssl_keyfile"

@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from llmd.config import Path, dotted, place_of
+from llmd.config import KEY_HASH, KEY_NAME, Path, dotted, place_of
 from llmd.config_keys import find_field, known_keys, table_type, type_options
 from llmd.flags_table import why_not_built_in
 
@@ -43,7 +43,7 @@ def _describe(model: type[BaseModel], loc: Path, path: Path, kind: str, value: A
     if kind == "missing":
         return f"{dotted(path)} is not set; allowed: {allowed(info)}" if info else f"{dotted(path)} is not set"
     if info is None or kind.startswith(("value_error", "assertion")):
-        return f"{dotted(path)}: {message}"
+        return f"{dotted(path)}: {message.removeprefix('Value error, ')}"
     return f"{dotted(path)}: {shown(info, value)} is not valid; allowed: {allowed(info)}"
 
 
@@ -88,11 +88,16 @@ def _allowed_type(option: Any, info: FieldInfo) -> str:
     if origin is tuple:
         inner = typing.get_args(option)[0]
         least = "at least one " if any(getattr(item, "min_length", 0) for item in info.metadata) else ""
-        return f"{least}[[models]] table" if table_type(inner).model else "a list of strings"
+        table = "[[models]]" if least else "[[…]]"
+        return f"{least}{table} table" if table_type(inner).model else "a list of strings"
     if origin is dict or option is dict:
         return "a table"
     if isinstance(option, type) and issubclass(option, BaseModel):
         return "a table"
+    if any(getattr(item, "pattern", None) == KEY_NAME for item in info.metadata):
+        return "letters, digits and '._@-', at most 64, the first a letter or digit"
+    if any(getattr(item, "pattern", None) == KEY_HASH for item in info.metadata):
+        return "'sha256:' and 64 hexadecimal digits"
     names = {bool: "true or false", int: "an integer", float: "a number", str: "a string"}
     return names.get(option, getattr(option, "__name__", str(option))) + _allowed_range(info)
 

@@ -32,6 +32,8 @@ def render(config: Config | None = None, sections: Mapping[str, type[BaseModel]]
         tables = value if table_type(info.annotation).is_list else (value,)
         header = f"[[{name}]]" if table_type(info.annotation).is_list else f"[{name}]"
         parts += ["\n".join(_table(header, table)) + "\n" for table in tables]
+        if tables == ():
+            parts.append(_example(header, table_type(info.annotation).model))
         if name == "plugins":
             parts.append(_plugin_tables(value.model_extra, sections or {}) if value.model_extra else _PLUGIN_SETTINGS)
     return "\n".join(part.strip("\n") + "\n" for part in parts)
@@ -47,6 +49,17 @@ def _table(header: str, table: BaseModel) -> Iterator[str]:
             yield f"{name} = {_toml(value)}"
         else:
             yield f"# {name} =" + ("" if value is None else "  # set, and not shown")
+
+
+def _example(header: str, model: type[BaseModel] | None) -> str:
+    """A list of tables that has none: its keys with their defaults, all commented out."""
+    assert model is not None
+    lines = [f"# {_summary(model)}", f"# {header}"]
+    for name, info in model.model_fields.items():
+        default = info.get_default(call_default_factory=True)
+        value = "" if default in (None, "") else f" {_toml(default)}"
+        lines += [f"#   {_comment(info)}", f"# {name} ={value}"]
+    return "\n".join(lines) + "\n"
 
 
 def _summary(model: type[BaseModel]) -> str:

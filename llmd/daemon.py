@@ -10,14 +10,17 @@ from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
 from llmd.checks import check_names, find_source, parse_sections
-from llmd.config import Config, ModelConfig
+from llmd.config import AdaptersConfig, Config, ModelConfig
 from llmd.config_load import load_config, sorted_problems
+from llmd.crash import tell_of_crashes
 from llmd.engine.executor import LoadProgress
 from llmd.errors import ConfigError, ExitCode
+from llmd.listeners import inherit
 from llmd.plugin.catalog import Catalog, build_catalog
 
 if TYPE_CHECKING:
     from llmd.model.parts import ModelParts
+    from llmd.server.adapters import AdapterSources
     from llmd.server.generate import ModelService
     from llmd.server.parsers import ParserParts
 
@@ -38,7 +41,7 @@ def load_catalog(config: Config) -> Catalog:
     return catalog
 
 
-def model_parts(catalog: Catalog) -> ModelParts:
+def model_parts(catalog: Catalog, adapters: AdaptersConfig | None = None) -> ModelParts:
     """What the model layer needs of the catalog; it may not know the catalog itself."""
     from llmd.model.parts import ModelParts
 
@@ -49,6 +52,8 @@ def model_parts(catalog: Catalog) -> ModelParts:
         checkpoint_formats=catalog.checkpoint_formats,
         logits_processors=catalog.logits_processors,
         samplers=catalog.samplers,
+        adapter_formats=catalog.adapter_formats,
+        adapters=adapters,
         select_attention_backend=lambda needs, usable: catalog.first(
             "llmd_select_attention_backend", needs=needs, usable=usable
         ),
@@ -95,8 +100,10 @@ def build_service(
     if model_config.tokenizer:
         of_tokenizer = {"model": model_config.tokenizer, "revision": None, "load_format": "dummy"}
         tokenizer_path = resolve_model(config, catalog, model_config.model_copy(update=of_tokenizer), report)
+    adapters = config.adapters if model_config == config.models[0] else None  # they change the default model
+    parts = model_parts(catalog, adapters)
     executor = catalog.executors[model_config.executor].build(
-        model_config, path=path, cache=config.cache, scheduler=config.scheduler, parts=model_parts(catalog)
+        model_config, path=path, cache=config.cache, scheduler=config.scheduler, parts=parts
     )
     waiting = catalog.scheduling_policies[config.scheduler.policy].build(config.scheduler)
     return ModelService.create(
@@ -108,7 +115,17 @@ def build_service(
         tokenizer_path=tokenizer_path,
         grammars=catalog.grammars,
         parsers=parser_parts(catalog),
+        adapters=adapter_sources(catalog, model_config),
     )
+
+
+def adapter_sources(catalog: Catalog, model_config: ModelConfig) -> AdapterSources:
+    """Where a model's adapters may come from, besides the configuration."""
+    from llmd.server.adapters import AdapterSources
+
+    source = find_source(catalog, model_config)
+    own = source.adapters(model_config) if source is not None and source.adapters is not None else {}
+    return AdapterSources(own, lambda name, config: catalog.first("llmd_resolve_adapter", name=name, config=config))
 
 
 def serve(
@@ -132,11 +149,17 @@ def serve(
         reload = reload or (lambda: load_config(config_file, settings=settings))
         config = load_config(config_file, settings=settings)
     logs.setup(config.log)
+    tell_of_crashes()
+    inherited = inherit()  # before anything starts a child that could keep them open
     catalog = load_catalog(config)
     _warm_up(config, catalog)
     from llmd.lifecycle import Daemon
 
-    return _run(Daemon(config, catalog, resolve=resolve_model, build=build_service, reload=reload).run)
+    daemon = Daemon(config, catalog, resolve=resolve_model, build=build_service, reload=reload, inherited=inherited)
+    try:
+        return _run(daemon.run)
+    finally:
+        daemon.deadline.cancel()
 
 
 def _warm_up(config: Config, catalog: Catalog) -> None:

@@ -25,25 +25,24 @@ def describe_devices(config: Config, catalog: Catalog) -> Iterator[str]:
 def _describe(config: Config, catalog: Catalog, model: ModelConfig) -> Iterator[str]:
     from llmd.daemon import model_parts
     from llmd.model.attention import is_of_kind, select_backend
-    from llmd.model.config import read_config
-    from llmd.model.loader import attention_needs, is_encoder, select_device, select_dtype
+    from llmd.model.loader import attention_needs, is_encoder, read_model_config, select_device, select_dtype
 
     source = find_source(catalog, model)
     if source is None or source.check is None:
         yield f"{model.model}: its files are fetched when it is served, so nothing can be said of its attention yet"
         return
-    architecture = read_config(source.resolve(model, lambda progress: None))
+    parts = model_parts(catalog)
+    architecture = read_model_config(model, source.resolve(model, lambda progress: None), parts)
     device = select_device(model.device)
     dtype = select_dtype(model.dtype, architecture, device)
     cache = config.cache
-    parts = model_parts(catalog)
     needs = attention_needs(
         architecture,
         dtype,
         device,
         block_size=cache.block_size,
         kv_cache_dtype=cache.kv_cache_dtype,
-        for_encoder=is_encoder(architecture, parts),
+        for_encoder=is_encoder(architecture, parts, model.model_impl),
     )
     yield f"{model.model}: {device}, {needs.dtype}, {needs.num_heads} heads of {needs.head_dim}, {needs.num_kv_heads} for KV"
     backends = {name: spec for name, spec in parts.attention_backends.items() if is_of_kind(spec, needs)}

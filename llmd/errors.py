@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import IntEnum
 from typing import Any
 
+_MAX_SHOWN_ENTRIES = 80  # of a value that is wrong
+
 
 class ExitCode(IntEnum):
     """What the process tells its supervisor (systemd: RestartPreventExitStatus=78)."""
@@ -40,13 +42,22 @@ class InvalidParams(InvalidRequest):
     """A field of SamplingParams or PoolingParams is out of bounds."""
 
     def __init__(self, param: str, value: Any, allowed: str) -> None:
-        shown = repr(value)
+        is_long = isinstance(value, list | tuple | dict) and len(value) > _MAX_SHOWN_ENTRIES
+        shown = f"{len(value)} entries" if is_long else repr(value)
         shown = shown if len(shown) <= 80 else shown[:77] + "..."
         super().__init__(f"{param} must be {allowed}, got {shown}", param=param)
 
 
 class ModelNotFound(InvalidRequest):
     """No served model has that name: HTTP 404."""
+
+
+class AdapterError(InvalidRequest):
+    """An adapter that cannot be loaded or used as asked: HTTP 400. Names the file's key or tensor, never its folder."""
+
+
+class AdapterNotFound(AdapterError, ModelNotFound):
+    """No adapter has that name: HTTP 404."""
 
 
 class Overloaded(LlmdError):
@@ -75,6 +86,14 @@ class CannotListen(LlmdError):
 
 class StepFailed(LlmdError):
     """One step raised, the device is well: the step's sequences end with `error`, the engine goes on."""
+
+
+class StepOutOfMemory(StepFailed):
+    """One step found no memory: its sequences are computed again in smaller steps, nothing is lost."""
+
+
+class ExecutorHangs(LlmdError):
+    """No sign of progress within the bound: every request ends, exit code 70, even if a thread never returns."""
 
 
 class EngineFailure(LlmdError):

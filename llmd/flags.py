@@ -76,6 +76,7 @@ def _as_vllm_means(name: str, value: Any) -> Any:
         return Text("100")
     spelled = {
         ("generation-config", "vllm"): "llmd",
+        ("model-impl", "vllm"): "llmd",
         ("uvicorn-log-level", "critical"): "error",
         ("uvicorn-log-level", "trace"): "debug",
         ("guided-decoding-backend", "guidance"): "llguidance",

@@ -44,11 +44,13 @@ _KEYS: dict[str, str] = {
     "seed": "models.0.seed",
     "generation-config": "models.0.generation_config",
     "override-generation-config": "models.0.override_generation_config",
+    "hf-overrides": "models.0.hf_overrides",
     "chat-template": "models.0.chat_template",
     "attention-backend": "models.0.attention_backend",
     "guided-decoding-backend": "models.0.structured_outputs_backend",
     "tool-call-parser": "models.0.tool_call_parser",
     "reasoning-parser": "models.0.reasoning_parser",
+    "model-impl": "models.0.model_impl",
     "executor": "models.0.executor",
     "enforce-eager": "models.0.enforce_eager",
     "served-model-name": "models.0.served_model_name",
@@ -62,6 +64,12 @@ _KEYS: dict[str, str] = {
     "max-num-batched-tokens": "scheduler.max_num_batched_tokens",
     "enable-chunked-prefill": "scheduler.enable_chunked_prefill",
     "watermark": "scheduler.watermark",
+    "enable-lora": "adapters.enable_lora",
+    "max-loras": "adapters.max_loras",
+    "max-lora-rank": "adapters.max_lora_rank",
+    "max-cpu-loras": "adapters.max_cpu_loras",
+    "lora-modules": "adapters.lora_modules",
+    "lora-target-modules": "adapters.lora_target_modules",
     "host": "server.host",
     "port": "server.port",
     "uds": "server.uds",
@@ -76,6 +84,7 @@ _KEYS: dict[str, str] = {
     "enable-request-id-headers": "server.return_request_id",
     "max-logprobs": "limits.max_logprobs",
     "enable-log-requests": "log.access",
+    "otlp-traces-endpoint": "log.otlp_traces_endpoint",
     "uvicorn-log-level": "log.level",
 }
 _ENTRIES: dict[str, tuple[str, str]] = {
@@ -98,6 +107,7 @@ DECIDED: dict[str, str] = {
     "multi-step-stream-outputs max-num-scheduled-tokens=",
     "one process serves HTTP and drives the device": "api-server-count=1 disable-frontend-multiprocessing "
     "distributed-executor-backend=uni|mp worker-cls=auto nnodes=1 node-rank=0 renderer-num-workers=1 headless=false",
+    "/tokenizer_info is always there, behind the key": "enable-tokenizer-info-endpoint",
     "progress bars are drawn where stderr is a terminal": "use-tqdm-on-load",
     "blocks are hashed with sha256": "prefix-caching-hash-algo=sha256|sha256_cbor",
     "preempted sequences are computed again": "preemption-mode=recompute swap-space= num-lookahead-slots=0",
@@ -106,7 +116,7 @@ DECIDED: dict[str, str] = {
     "the fastest usable kernels are taken": "disable-custom-all-reduce disable-cascade-attn linear-backend=auto "
     "moe-backend=auto enable-flashinfer-autotune use-v2-block-manager ir-op-priority=",
     "the tokenizer and config formats are told by the files": "tokenizer-mode=auto|hf config-format=auto|hf "
-    "model-impl=auto|vllm task=auto|generate runner=auto|generate convert=auto|none chat-template-content-format=auto "
+    "task=auto|generate runner=auto|generate convert=auto|none chat-template-content-format=auto "
     "safetensors-load-strategy=lazy max-parallel-loading-workers=1 safetensors-prefetch-num-threads= "
     "safetensors-prefetch-block-size= pt-load-map-location=cpu tokenizer-pool-size=0 tokenizer-pool-type=",
     "tool definitions and usage follow the OpenAI API": "response-role=assistant enable-prompt-tokens-details "
@@ -115,6 +125,7 @@ DECIDED: dict[str, str] = {
     "a request may fill what is left of the step": "max-num-partial-prefills= max-long-partial-prefills= "
     "long-prefill-token-threshold= scheduler-delay-factor=0|0.0 scheduler-reserve-full-isl prefill-schedule-interval=1 "
     "stream-interval=1",
+    "adapters are kept in the model's dtype, their biases included": "lora-dtype=auto enable-lora-bias specialize-active-lora",
     "there is no telemetry and no JIT to watch": "jit-monitor-mode= jit-monitor-verbose fail-on-environ-validation "
     "aggregate-engine-logging enable-logging-iteration-details disable-fastapi-docs log-error-stack=false "
     "enable-server-load-tracking",
@@ -123,8 +134,7 @@ DECIDED: dict[str, str] = {
 
 # what is not built in; the values that may be given stand for "not wanted"
 ABSENT: dict[str, str] = {
-    "LoRA and other adapters": "enable-lora=false lora-modules[] max-loras= max-lora-rank= max-cpu-loras= lora-dtype= "
-    "lora-target-modules[] fully-sharded-loras=false default-mm-loras{} specialize-active-lora=false enable-lora-bias=false "
+    "this setting of adapters": "fully-sharded-loras=false default-mm-loras{} "
     "enable-tower-connector-lora=false enable-mixed-moe-lora-format=false enable-moe-shared-loras=false "
     "lora-extra-vocab-size= long-lora-scaling-factors= qlora-adapter-name-or-path= enable-prompt-adapter=false "
     "max-prompt-adapters= max-prompt-adapter-token= prompt-adapters[]",
@@ -170,7 +180,7 @@ ABSENT: dict[str, str] = {
     "allowed-media-domains[] disable-chunked-mm-input=false disable-mm-preprocessor-cache=false",
     "recurrent models": "mamba-block-size= mamba-cache-dtype=auto mamba-ssm-cache-dtype=auto mamba-cache-mode=none "
     "mamba-backend= enable-mamba-cache-stochastic-rounding=false mamba-cache-philox-rounds=0 gdn-prefill-backend=",
-    "changes to the model's config": "hf-overrides{} rope-scaling{} rope-theta= hf-config-path= model-class-overrides{} "
+    "changes to the model's config": "rope-scaling{} rope-theta= hf-config-path= model-class-overrides{} "
     "override-attention-dtype= override-neuron-config{} disable-sliding-window=false allow-deprecated-quantization=false",
     "other revisions of code and tokenizer": "code-revision= tokenizer-revision=",
     "pooling settings": "pooler-config{} override-pooler-config{} io-processor-plugin=",
@@ -178,13 +188,13 @@ ABSENT: dict[str, str] = {
     "loader settings": "model-loader-extra-config{} ignore-patterns[]",
     "logits processors named by flag (they are plugins)": "logits-processors[] logits-processor-pattern=",
     "another meaning of logprobs": "logprobs-mode=raw_logprobs use-fp64-gumbel=false return-tokens-as-token-ids=false",
-    "tracing and profiling": "otlp-traces-endpoint= collect-detailed-traces= profiler-config{} "
+    "profiling and finer traces": "collect-detailed-traces= profiler-config{} "
     "enable-layerwise-nvtx-tracing=false enable-mfu-metrics=false cudagraph-metrics=false kv-cache-metrics=false "
     "kv-cache-metrics-sample= show-hidden-metrics-for-version= enable-per-request-metrics=false",
     "compiler settings": "compilation-config{} kernel-config{} attention-config{} additional-config{} diffusion-config{} "
     "enable-cutedsl-warmup=false",
     "this setting of the HTTP server": "middleware[] allow-credentials=false ssl-ca-certs= ssl-cert-reqs=0 ssl-ciphers= "
-    "enable-ssl-refresh=false enable-offline-docs=false enable-tokenizer-info-endpoint=false grpc=false "
+    "enable-ssl-refresh=false enable-offline-docs=false grpc=false "
     "enable-force-include-usage=false fingerprint-value= disable-access-log-for-endpoints=",
     "this setting of chat templates": "default-chat-template-kwargs{} trust-request-chat-template=false "
     "intial-incremental-detokenization-offset=",

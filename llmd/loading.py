@@ -1,4 +1,4 @@
-"""What happens while a model loads: blocking work beside the loop, a bar in the terminal, the clock since the start."""
+"""What happens while a model loads: blocking work beside the loop, a bar in the terminal, the first token, the clock."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmd.engine.executor import LoadProgress
+from llmd.engine.params import PoolingParams, SamplingParams
+from llmd.engine.request import WARM_UP
+from llmd.engine.step import FinishReason
+from llmd.errors import EngineFailure, ExecutorHangs
+
+if TYPE_CHECKING:
+    from llmd.server.generate import ModelService
 
 log = logging.getLogger("llmd.daemon")
 
@@ -67,6 +74,30 @@ class Bar:
         """Leave the line as it is."""
         if self._bar is not None:
             self._bar.close()
+
+
+async def warm_up(service: ModelService) -> None:
+    """Have the model answer once, through all that a request goes through: whoever is told "ready" relies on that.
+
+    Raises EngineFailure when it cannot, ExecutorHangs when it never does.
+    """
+    text_ids = service.tokenizer.encode("Hello", add_special_tokens=True)[: max(1, service.max_model_len - 1)]
+    prompt = [token_id for token_id in text_ids if token_id < service.vocab_size] or [0]
+    request_id = f"{WARM_UP}{service.names[0]}"
+    if service.engine.info.can_generate:
+        params = SamplingParams(temperature=0.0, max_tokens=1, ignore_eos=True)
+        stream = await service.generate(prompt, params, request_id=request_id)
+    else:
+        task = "classify" if service.pooling.labels else "embed"
+        stream = await service.embed(prompt, PoolingParams(task=task), request_id=request_id)
+    async with stream:
+        answers = await stream.collect()
+    for answer in answers:
+        if answer.finish_reason in (FinishReason.ERROR, FinishReason.ABORT):
+            if isinstance(service.engine.failure, ExecutorHangs):
+                raise service.engine.failure
+            reason = service.engine.failure or answer.error or "no reason given"
+            raise EngineFailure(f"{service.names[0]}: the model was loaded and cannot answer: {reason}")
 
 
 def seconds_since_start() -> float:

@@ -17,7 +17,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from llmd._version import __version__
-from llmd.metrics_tables import ALWAYS_ZERO, HISTOGRAM_ALIASES, HISTOGRAMS, READINGS, STEP_TOKENS
+from llmd.metrics_tables import ADAPTER_READINGS, ALWAYS_ZERO, HISTOGRAM_ALIASES, HISTOGRAMS, READINGS, STEP_TOKENS
 
 if TYPE_CHECKING:
     from llmd.plugin.specs import RequestSummary
@@ -268,6 +268,12 @@ def _collect_adapters(models: Sequence[Any]) -> Iterator[Metric]:
         limit = str(model.engine.info.max_loras)
         family.add_metric([limit, ",".join(sorted(waiting)), ",".join(sorted(running))], time.time())
     yield family
+    rows = [(info, model.names[0]) for model in models for info in model.adapters.list()[:MAX_USAGE_ROWS]]
+    for name, (field, text) in ADAPTER_READINGS.items():
+        counter = CounterMetricFamily(f"llmd_adapter_{name}", text, labels=["adapter", "model_name"])
+        for info, model_name in rows:
+            counter.add_metric([info.name, model_name], getattr(info, field))
+        yield counter
 
 
 def _observations(summary: RequestSummary) -> Iterator[tuple[str, Iterable[float]]]:

@@ -49,6 +49,14 @@ READINGS = (
     Reading("context_tokens", "num_context_tokens", "Positions of KV read by steps, added up over their rows.", True),
 )  # fmt: skip
 
+# of each adapter that is known: what is published as `llmd_adapter_<name>`, the field of AdapterInfo, what it is
+ADAPTER_READINGS = {
+    "loads": ("num_loads", "Times that an adapter's files were read."),
+    "slot_loads": ("num_slot_loads", "Times that an adapter was put into a slot on the device."),
+    "evictions": ("num_evictions", "Times that an adapter gave its slot to another."),
+    "wait_seconds": ("wait_s", "Time that an adapter's sequences waited from their arrival for a row."),
+}
+
 # what vLLM publishes and llmd has no use for: preempted sequences are computed again, not swapped
 ALWAYS_ZERO = {
     "num_requests_swapped": "Sequences swapped to host memory: none, they are computed again.",

@@ -13,6 +13,8 @@ FILES = {
     "model.safetensors": b"\0" * 300_000,
     "pytorch_model.bin": b"not wanted",
     "original/consolidated.safetensors": b"not wanted",
+    "other/model.safetensors": b"not wanted",
+    "2_Dense/model.safetensors": b"a module's weights",
     "README.md": b"not wanted",
 }
 

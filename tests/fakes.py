@@ -6,9 +6,10 @@ import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
 
-from llmd.engine.executor import ExecutorInfo, LoadProgress
+from llmd.engine.executor import AdapterFacts, ExecutorInfo, LoadProgress
 from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.step import StepPlan, StepResult, TokenLogprobs
+from llmd.errors import AdapterError
 
 ROOT = b"root"
 
@@ -25,9 +26,16 @@ def next_token(kv: bytes, seed: int, vocab_size: int, allowed: Callable[[int], b
     return next(token for token in ((first + step) % vocab_size for step in range(vocab_size)) if allowed(token))
 
 
-def expected_tokens(prompt: list[int], count: int, vocab_size: int, seed: int = 0, matcher=None) -> list[int]:
+def root_of(adapter: str | None) -> bytes:
+    """What comes before the first token: an adapter, by the path of its files, changes all that follows."""
+    return ROOT if adapter is None else hashlib.blake2b(adapter.encode(), digest_size=12).digest()
+
+
+def expected_tokens(
+    prompt: list[int], count: int, vocab_size: int, seed: int = 0, matcher=None, adapter: str | None = None
+) -> list[int]:
     """What the fake model says to a prompt, computed without any cache, a token at a time."""
-    kv, tokens = ROOT, []
+    kv, tokens = root_of(adapter), []
     for token_id in prompt:
         kv = chain(kv, token_id)
     while len(tokens) < count and not (matcher and matcher.finished):
@@ -101,6 +109,7 @@ class _Row:
         self.admit = admit
         self.token_ids = list(admit.token_ids)
         self.tables: list[list[int]] = [[] for _ in range(num_groups)]
+        self.adapter: str | None = None  # the path of what lay in its slot when it came
 
 
 class FakeDevice:
@@ -112,6 +121,8 @@ class FakeDevice:
         self.rows: dict[int, _Row] = {}
         self.kv: dict[tuple[int, int, int], bytes] = {}  # (group, block, offset) -> chain
         self.num_computed = 0
+        self.adapters: dict[int, str] = {}  # in host memory: id -> path
+        self.slots: dict[int, str] = {}  # slot -> path
         self.failing_requests: set[str] = set()
         self.masks: dict = {}  # by row, of the plan being computed
 
@@ -119,9 +130,16 @@ class FakeDevice:
         """Release, admit and update the block tables."""
         for row in plan.released:
             del self.rows[row]
+        for load in plan.adapter_loads:
+            assert 0 <= load.slot < self.info.max_loras
+            assert load.adapter_id in self.adapters, "an adapter is put into a slot that host memory does not hold"
+            self.slots[load.slot] = self.adapters[load.adapter_id]
         for admit in plan.admitted:
             assert admit.row not in self.rows, "a row is given twice"
             self.rows[admit.row] = _Row(admit, len(self.info.kv_groups))
+            assert (admit.adapter is None) == (admit.adapter_slot is None)
+            if admit.adapter_slot is not None:
+                self.rows[admit.row].adapter = self.slots[admit.adapter_slot]
         for update in plan.block_updates:
             table = self.rows[update.row].tables[update.group]
             assert len(table) == update.first_index
@@ -149,7 +167,9 @@ class FakeDevice:
         self, row: _Row, index: int, start: int, count: int, num_logits: int, samples: bool, result, tokens
     ) -> None:
         assert len(row.token_ids) >= start + count, "a token is computed before it is known"
-        kv, chains = ROOT, []
+        slot = row.admit.adapter_slot
+        assert slot is None or self.slots[slot] == row.adapter, "an adapter was taken from under a row"
+        kv, chains = root_of(row.adapter), []
         for position, token_id in enumerate(row.token_ids[: start + count]):
             kv = chain(kv, token_id)
             chains.append(kv)
@@ -199,6 +219,10 @@ class FakeExecutor:
         self.max_outstanding = 0
         self.stopped = False
         self._last: asyncio.Future | None = None
+        self.load_s = 0.0  # that reading an adapter takes
+        self.broken_adapters: set[str] = set()  # paths whose files cannot be used
+        self.adapters_read: list[str] = []
+        self._drops: set[int] = set()  # ids that go when the steps before have run
 
     async def start(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
         """Ready at once, after one word of progress."""
@@ -223,6 +247,30 @@ class FakeExecutor:
             self.device.apply(plan)
             raise error
         return self.device.run(plan, None if masks is None else await asyncio.wrap_future(masks))
+
+    async def load_adapter(self, adapter_id: int, path: str) -> AdapterFacts:
+        """Every path is an adapter, but for those that are broken."""
+        await asyncio.sleep(self.load_s)
+        self.adapters_read.append(path)
+        if path in self.broken_adapters:
+            raise AdapterError(f"tensor a of {path} is missing")
+        self.device.adapters[adapter_id] = path
+        self._drops.discard(adapter_id)
+        assert len(self.device.adapters) - len(self._drops) <= self.device.info.max_cpu_loras
+        return AdapterFacts(rank=8, num_bytes=1000)
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """After the steps that are queued; they may put it into a slot yet."""
+        self._drops.add(adapter_id)
+        if self._last is None or self._last.done():
+            self._drop(adapter_id)
+        else:
+            self._last.add_done_callback(lambda _: self._drop(adapter_id))
+
+    def _drop(self, adapter_id: int) -> None:
+        if adapter_id in self._drops:  # not read again meanwhile
+            self._drops.remove(adapter_id)
+            del self.device.adapters[adapter_id]
 
     async def ping(self) -> float:
         """Answered at once."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ LINES = [
     "def f(x):\n    return x + 1\n\n\tprint('tabs')",
 ] * 4
 BYTE_TOKENS = [f"<0x{byte:02X}>" for byte in range(256)]
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 def byte_level() -> tuple[Backend, dict[str, Any]]:
@@ -130,3 +132,21 @@ def write_folder(kind: str, folder: Path, **config: Any) -> Path:
     facts = {"tokenizer_class": "PreTrainedTokenizerFast", **facts, **config}
     (folder / "tokenizer_config.json").write_text(json.dumps(facts), encoding="utf-8")
     return folder
+
+
+def has_mixed_byte_run(tokenizer: Any, ids: list[int], skip_special_tokens: bool) -> bool:
+    """Whether a run of byte tokens holds whole characters and invalid bytes: where our text differs on purpose."""
+    run, runs = b"", []
+    for token_id in ids:
+        if skip_special_tokens and token_id in tokenizer.special_ids:
+            continue
+        token = tokenizer._backend.id_to_token(token_id)
+        if token is None:
+            continue
+        if match := BYTE_TOKEN.fullmatch(token):
+            run += bytes([int(match[1], 16)])
+        else:
+            runs.append(run)
+            run = b""
+    decoded = [run.decode(errors="replace") for run in [*runs, run]]
+    return any("\ufffd" in text and text.strip("\ufffd") for text in decoded)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -144,51 +142,3 @@ async def scripted(
 
 def _specs(plugin: Any, family: str) -> list[Any]:
     return getattr(plugin, f"llmd_register_{family}", list)()
-
-
-@contextmanager
-def threaded(folder: Path, *plugins: Any, **options: Any) -> Iterator[str]:
-    """The same behind a real listener on a loop of its own, for clients that block; yields the URL."""
-    from server.serving import serving
-
-    ready, stop, urls = threading.Event(), asyncio.Event(), []
-    loop = asyncio.new_event_loop()
-
-    async def main() -> None:
-        async with scripted(folder, *plugins, **options) as model, serving(model.context) as url:
-            model.say("Hello!")
-            urls.append(url)
-            ready.set()
-            await stop.wait()
-
-    thread = threading.Thread(target=lambda: loop.run_until_complete(main()), daemon=True)
-    thread.start()
-    assert ready.wait(20)
-    try:
-        yield urls[0]
-    finally:
-        loop.call_soon_threadsafe(stop.set)
-        thread.join(10)
-        loop.close()
-
-
-def check_operation(url: str, path: str, method: str, mode: Any, num_examples: int = 10) -> None:
-    """schemathesis finds no 5xx behind an operation, and its answers are as the document says."""
-    import schemathesis
-    from hypothesis import HealthCheck, given, settings
-    from schemathesis.checks import not_a_server_error
-    from schemathesis.specs.openapi.checks import response_schema_conformance, status_code_conformance
-
-    schema = schemathesis.openapi.from_url(url + "/openapi.json")
-    (operation,) = (found.ok() for found in schema.include(path=path, method=method).get_all_operations())
-    checks = [not_a_server_error, response_schema_conformance, status_code_conformance]
-
-    @given(case=operation.as_strategy(generation_mode=mode))
-    @settings(
-        max_examples=num_examples, deadline=None, derandomize=True, database=None,
-        suppress_health_check=list(HealthCheck),
-    )  # fmt: skip
-    def check(case: Any) -> None:
-        case.validate_response(case.call(), checks=checks)
-
-    check()

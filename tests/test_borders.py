@@ -12,8 +12,11 @@ ROOT = Path(__file__).parent.parent
 
 LEAVES = {
     "llmd._version",
+    "llmd.credentials",
+    "llmd.listeners",
     "llmd.errors",
     "llmd.config",
+    "llmd.config_diff",
     "llmd.config_keys",
     "llmd.config_load",
     "llmd.config_messages",
@@ -24,7 +27,11 @@ LEAVES = {
     "llmd.flags_table",
     "llmd.log",
     "llmd.metrics",
+    "llmd.metrics_tables",
+    "llmd.journald",
     "llmd.sdnotify",
+    "llmd.state",
+    "llmd.sentence_files",
 }
 EVERYTHING = {"llmd"}
 
@@ -36,14 +43,20 @@ OURS = {
     "llmd.server": {"llmd.engine.params", "llmd.engine.request", "llmd.engine.engine", "llmd.text"},
     "llmd.plugin": set(),
     "llmd.api": set(),
+    "llmd.api.v1.testing": EVERYTHING,
     "llmd_kernels": None,  # nothing at all, not even the leaves
     "llmd_plugins": {"llmd.api.v1", "llmd_kernels"},
     "llmd.daemon": EVERYTHING,
     "llmd.lifecycle": EVERYTHING,
+    "llmd.crash": EVERYTHING,
+    "llmd.replay": EVERYTHING,
     "llmd.loading": EVERYTHING,
+    "llmd.sites": EVERYTHING,
+    "llmd.status": EVERYTHING,
     "llmd.reload": EVERYTHING,
     "llmd.guard": EVERYTHING,
     "llmd.checks": EVERYTHING,
+    "llmd.checks_adapters": EVERYTHING,
     "llmd.devices": EVERYTHING,
     "llmd.cli": EVERYTHING,
     "llmd.offline": EVERYTHING,

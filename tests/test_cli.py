@@ -98,7 +98,7 @@ def test_check_tells_all_mistakes_and_exits_78(tmp_path):
         "llmd: llmd.toml:3: models[0].quantization: 'int9' is not known; did you mean int8?",
         "llmd: llmd.toml:4: models[0].chat_template: 'none.jinja' is not a file",
         "llmd: llmd.toml:5: models[0].executor: 'thred' is not known; did you mean thread?",
-        "llmd: llmd.toml:7: scheduler.policy: 'fifo' is not known; allowed: 'fcfs', 'priority'",
+        "llmd: llmd.toml:7: scheduler.policy: 'fifo' is not known; allowed: 'fair', 'fcfs', 'priority'",
         "llmd: llmd.toml:9: server.api_key_file: 'keys' is not a file",
         "llmd: llmd.toml:10: server.uds: '/nowhere/x.sock' is in a folder that does not exist",
         "llmd: llmd.toml:11: unknown key plugins.zeta; allowed: ",
@@ -112,7 +112,7 @@ def test_check_tells_all_mistakes_and_exits_78(tmp_path):
     ("config", "problem"),
     [
         ("", "config.json: architectures must be a list of names"),
-        ('"architectures": ["NewForCausalLM"],', "architecture NewForCausalLM is not known; known: "),
+        ('"architectures": ["NewForCausalLM"],', "architecture NewForCausalLM is not known; known are "),
     ],
 )
 def test_check_reads_the_models_config(tmp_path, config, problem):
@@ -172,11 +172,11 @@ def test_config_prints_what_is_committed():
 
 def test_serve_with_bad_flags_exits_78_and_tells_all():
     start_s = time.monotonic()
-    run = llmd("serve", "demo", "--prot", "3", "--max-num-seqs", "x", "--enable-lora", LLMD_LOG__LEVEL="loud")
+    run = llmd("serve", "demo", "--prot", "3", "--max-num-seqs", "x", "--enable-ep-weight-filter", LLMD_LOG__LEVEL="loud")
     assert run.returncode == 78
     assert run.stderr.splitlines() == [
         "llmd: unknown flag --prot; did you mean --port?",
-        "llmd: --enable-lora: not built in yet: LoRA and other adapters",
+        "llmd: --enable-ep-weight-filter: not built in yet: expert parallelism",
         "llmd: --max-num-seqs: scheduler.max_num_seqs: 'x' is not valid; allowed: an integer between 1 and 65536",
         "llmd: LLMD_LOG__LEVEL: log.level: 'loud' is not valid; allowed: 'debug', 'info', 'warning', 'error'",
     ]

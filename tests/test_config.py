@@ -130,7 +130,8 @@ kv_cache_bytes = 0
         "llmd.toml:11: models[1].tool_parser_plugin: not built in yet: parsers in files that are no plugins",
         "llmd.toml:14: scheduler.max_num_seqs: 'many' is not valid; allowed: an integer between 1 and 65536",
         "llmd.toml:15: scheduler.watermark: nan is not valid; allowed: a number at least 0 and below 1",
-        "llmd.toml:16: unknown key nonsense; allowed: models, cache, scheduler, server, limits, plugins, log",
+        "llmd.toml:16: unknown key nonsense; "
+        "allowed: models, cache, scheduler, adapters, server, keys, limits, plugins, log, health",
         "llmd.toml:19: cache.gpu_memory_utilization: 1.5 is not valid; allowed: a number above 0 and at most 1",
         "llmd.toml:20: cache.kv_cache_bytes: 0 is not valid; allowed: an integer at least 1",
     ]
@@ -248,8 +249,40 @@ def test_variables_that_are_no_keys_are_left_alone(tmp_path, name):
 @settings(max_examples=100, deadline=None)
 def test_every_key_can_be_set_by_a_variable(path):
     value = field_of(Config, path).get_default(call_default_factory=True)
-    if isinstance(value, bool | int | float | str):
+    if isinstance(value, bool | int | float | str) and path[0] != "keys":  # a key alone has no name or no secret
         assert load_config(env={variable_name(path): str(value)}).model_dump() == Config().model_dump()
+
+
+def test_keys_have_a_name_one_secret_and_models_that_are_served(tmp_path):
+    digest = "sha256:" + 64 * "0"
+    text = f"""\
+[[keys]]
+name = "a"
+hash = "{digest}"
+[[keys]]
+name = "a"
+key = "x"
+file = "y"
+[[keys]]
+models = ["demo", "dmo"]
+[[keys]]
+name = "spaces are not"
+hash = "md5:0"
+"""
+    assert problems(tmp_path, text) == [
+        "llmd.toml:11: keys[3].name: 'spaces are not' is not valid; allowed: letters, digits and '._@-', at most 64, "
+        "the first a letter or digit",
+        "llmd.toml:12: keys[3].hash: 'md5:0' is not valid; allowed: 'sha256:' and 64 hexadecimal digits",
+    ]
+    assert problems(tmp_path, text.partition('[[keys]]\nname = "spaces')[0]) == [
+        "llmd.toml:5: keys[1].name: 'a' is not valid; allowed: a name that keys[0] does not have",
+        "llmd.toml:7: keys[1].file: key and file are set; allowed: one of key, hash and file",
+        "llmd.toml:8: keys[2].name: is not set; allowed: the name of who has the key",
+        "llmd.toml:8: keys[2]: has no key; allowed: one of key, hash and file",
+        "llmd.toml:9: keys[2].models: 'dmo' is not served; did you mean demo?",
+    ]
+    one = load(tmp_path, "", env={"LLMD_KEYS__0__NAME": "env", "LLMD_KEYS__0__HASH": digest, "LLMD_KEYS__0__WEIGHT": "2"})
+    assert (one.keys[0].name, one.keys[0].weight) == ("env", 2.0)
 
 
 # --- plugins' tables
@@ -373,3 +406,36 @@ def test_scanner_finds_every_key_that_tomllib_finds(lines):
     assert {path for path in leaves(document) if path not in found} <= {path[:1] for path in found if len(path) > 1}
     assert set(found) <= set(leaves(document))
     assert all(1 <= line <= len(text.split("\n")) for line in found.values())
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[adapters]\nenable_lora = true\nlora_modules = ["sql=/srv/sql", "chat=/srv/a=b"]',
+        '[adapters]\nenable_lora = true\n[adapters.lora_modules]\nsql = "/srv/sql"\nchat = "/srv/a=b"',
+        '[adapters]\nenable_lora = true\n'
+        'lora_modules = [{name = "sql", path = "/srv/sql"}, {name = "chat", path = "/srv/a=b"}]',
+    ],
+)
+def test_adapters_are_named_as_a_list_a_table_or_objects(tmp_path, text):
+    file = tmp_path / "llmd.toml"
+    file.write_text(text)
+    adapters = load_config(file, env={}).adapters
+    assert adapters.modules() == {"sql": "/srv/sql", "chat": "/srv/a=b"}
+    assert adapters.host_slots == 64
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ('["sql"]', "adapters.lora_modules: must be 'name=folder', got 'sql'"),
+        ('["=x"]', "adapters.lora_modules: must be 'name=folder', got '=x'"),
+        ('["a=x", "a=y"]', "adapters.lora_modules: names 'a' twice"),
+    ],
+)
+def test_adapters_that_are_misnamed_are_told(tmp_path, value, message):
+    file = tmp_path / "llmd.toml"
+    file.write_text(f"[adapters]\nenable_lora = true\nlora_modules = {value}\n")
+    with pytest.raises(ConfigError) as told:
+        load_config(file, env={})
+    assert told.value.problems == [f"{file}:3: {message}"]

@@ -91,6 +91,7 @@ def test_everything_that_vllm_users_write():
 
 
 def test_json_flags_whole_or_key_by_key():
+    assert config_of("--hf_overrides", '{"is_matryoshka": true}').models[0].hf_overrides == {"is_matryoshka": True}
     whole = config_of("--override-generation-config", '{"a": {"b": 1}, "c": [1, "x"]}')
     parts = config_of(
         *words("--override-generation-config.a.b 1 --override_generation_config.c+ 1 --override-generation-config.c+ x")
@@ -120,14 +121,14 @@ def test_backend_of_structured_outputs():
         ("--tensor-parallel-size 2", "--tensor-parallel-size: not built in yet: tensor parallelism; allowed: 1"),
         ("-tp 2", "-tp: not built in yet: tensor parallelism; allowed: 1"),
         ("--pipeline_parallel_size=4", "--pipeline_parallel_size: not built in yet: pipeline parallelism; allowed: 1"),
-        ("--enable-lora", "--enable-lora: not built in yet: LoRA and other adapters"),
-        ("--lora-modules a=b c=d", "--lora-modules: not built in yet: LoRA and other adapters"),
+        ("--fully-sharded-loras", "--fully-sharded-loras: not built in yet: this setting of adapters"),
+        ("--default-mm-loras {}", "--default-mm-loras: not built in yet: this setting of adapters"),
         (
             "--tool-parser-plugin x.py",
             "--tool-parser-plugin: not built in yet: parsers in files that are no plugins",
         ),
-        ('--hf-overrides {"a":1}', "--hf-overrides: not built in yet: changes to the model's config"),
-        ("--hf-overrides.a 1", "--hf-overrides: not built in yet: changes to the model's config"),
+        ('--pooler-config {"a":1}', "--pooler-config: not built in yet: pooling settings"),
+        ("--pooler-config.a 1", "--pooler-config: not built in yet: pooling settings"),
         ("--no-async-scheduling", "--no-async-scheduling: false cannot be had: steps are always planned"),
         ("--api-server-count 4", "--api-server-count: 4 cannot be had: one process serves HTTP"),
         ("--prot 80", "unknown flag --prot; did you mean --port?"),

@@ -21,17 +21,13 @@ HOOKS = [name for name in vars(hookspecs) if name.startswith("llmd_")]
 
 # Hooks whose consumer is not built in yet; a member that gains a built-in user must leave.
 NOT_CONSUMED_YET = {
-    "llmd_register_adapter_formats",
     "llmd_register_kv_stores",
     "llmd_register_proposers",
-    "llmd_resolve_adapter",
 }
 # how a configuration would name one of these
 NAMED_BY = {
-    "llmd_register_adapter_formats": "enable_lora",
     "llmd_register_kv_stores": "kv_offloading_size",
     "llmd_register_proposers": "speculative_config",
-    "llmd_resolve_adapter": "lora_modules",
 }
 
 

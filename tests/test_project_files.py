@@ -1,8 +1,6 @@
-"""Files that users and CI start from: pins, Makefile, CI script, systemd unit."""
+"""Files that users and CI start from: pins, Makefile, CI script."""
 
-import configparser
 import os
-import re
 import shutil
 import subprocess
 import tomllib
@@ -103,25 +101,3 @@ def test_ci_runs_what_users_run():
     assert os.access(script, os.X_OK)
     assert script.read_text().rstrip().endswith("make test")
     subprocess.run(["bash", "-n", str(script)], check=True)
-
-
-def unit():
-    parser = configparser.ConfigParser(strict=False, interpolation=None)
-    parser.optionxform = str
-    parser.read(ROOT / "systemd" / "llmd.service")
-    return parser["Service"]
-
-
-def test_unit_says_what_the_daemon_keeps():
-    service = unit()
-    assert service["Type"] == "notify"
-    assert service["RestartPreventExitStatus"] == "78"
-    assert re.fullmatch(r"/usr/bin/env llmd --config \S+", service["ExecStart"])
-
-
-@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
-def test_unit_is_valid():
-    run = subprocess.run(
-        ["systemd-analyze", "verify", str(ROOT / "systemd" / "llmd.service")], capture_output=True, text=True, check=False
-    )
-    assert (run.returncode, run.stderr) == (0, "")

@@ -29,6 +29,13 @@ class KVGroup:
     num_layers: int = 0
 
 
+class AdapterFacts(NamedTuple):
+    """What is known of an adapter once it is read."""
+
+    rank: int  # the largest of its modules
+    num_bytes: int  # of host memory
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorInfo:
     """What the executor offers once it has loaded: the engine sizes itself by it."""
@@ -49,11 +56,16 @@ class ExecutorInfo:
     pooling: str = "last"  # how this architecture's hidden states become one vector unless the model's files say otherwise
     embedding_size: int = 0  # of a pooled vector; 0: not told
     labels: tuple[str, ...] = ()  # a classifier's, in the order of its scores
+    max_loras: int = 0  # adapter slots on the device; 0: adapters are not served
+    max_cpu_loras: int = 0  # adapters that host memory may hold for them
     facts: dict[str, Any] = field(default_factory=dict)  # for the start log and `llmd status` only
 
 
 class Executor(Protocol):
-    """Owns every tensor. All methods are called on the loop thread; none may block it."""
+    """Owns every tensor. All methods are called on the loop thread; none may block it.
+
+    One whose steps or calls may take longer than health.hang_timeout_s also offers `moves` (llmd.engine.pulse.TellsMoves).
+    """
 
     async def start(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
         """Load the model, size the KV pool, warm up. `report` is called on the loop thread."""
@@ -63,9 +75,18 @@ class Executor(Protocol):
 
         `masks`, given where plan.masked is not empty, is waited for after the forward and before sampling: one row of
         32-bit words for each index of plan.masked, bit set = token allowed.
-        The awaitable raises StepFailed (this step only; what its plan released, admitted and updated is done all the
-        same) or EngineFailure (the device is gone).
+        The awaitable raises StepFailed (this step only), StepOutOfMemory (it is computed again, smaller) or EngineFailure
+        (the device is gone). After the first two, what the plan released, admitted and updated is done all the same.
         """
+
+    async def load_adapter(self, adapter_id: int, path: str) -> AdapterFacts:
+        """Read an adapter's folder into host memory, beside the steps. Plans may then put it into slots by its id.
+
+        Raises AdapterError for files that cannot be used, and then holds nothing.
+        """
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """Let go of the host's copy, behind the steps that are queued; slots keep theirs."""
 
     async def ping(self) -> float:
         """Run a no-op behind what is queued; seconds until it was answered."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmd.engine.params import SamplingParams
 from llmd.engine.sequence import Sequence
-from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan, TokenUpdate
+from llmd.engine.step import AdapterLoad, BlockUpdate, RowAdmit, StepPlan, TokenUpdate
 
 
 class PlanDraft:
@@ -20,6 +20,7 @@ class PlanDraft:
         self.num_logits: list[int] = []
         self.samples: list[bool] = []
         self.sequences: list[Sequence] = []
+        self.adapter_loads: list[AdapterLoad] = []
         self.admitted: list[RowAdmit] = []
         self.block_updates: list[BlockUpdate] = []
 
@@ -53,6 +54,7 @@ class PlanDraft:
         return StepPlan(
             step_id=step_id,
             released=released,
+            adapter_loads=self.adapter_loads,
             admitted=self.admitted,
             block_updates=self.block_updates,
             token_updates=token_updates,

@@ -18,6 +18,8 @@ def root_hash(sequence: Sequence, *, shared: bool) -> bytes:
     """Where a sequence's chain starts. Unless `shared`, only the request's own sequences (and resumptions) meet."""
     request = sequence.request
     parts = [request.namespace, (request.adapter or "").encode()]
+    if sequence.adapter is not None:
+        parts.append(b"generation:%d" % sequence.adapter.adapter_id)  # the same name may be loaded again
     if not shared:
         parts.append(b"only:" + request.request_id.encode())
     digest = sha256()

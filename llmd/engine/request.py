@@ -12,6 +12,9 @@ if TYPE_CHECKING:  # it imports numpy, which `llmd --help` can do without
     from llmd.engine.grammar import CompiledGrammar
 
 
+WARM_UP = "warm-up-"  # how the daemon's own requests are named: nobody is suspected for them
+
+
 @dataclass(frozen=True, slots=True)
 class Span:
     """A range of prompt positions that stands for something else (an image, audio): its hash enters the block hash."""

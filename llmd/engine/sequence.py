@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from llmd.engine.params import SamplingParams
 from llmd.engine.request import Request
 from llmd.engine.step import FinishReason
+
+if TYPE_CHECKING:
+    from llmd.engine.adapter_slots import AdapterEntry
 
 
 class SequenceState(Enum):
     """Where a sequence stands."""
 
     WAITING = "waiting"
+    LOADING = "loading"  # waits for its adapter's files
     RUNNING = "running"
     PREEMPTED = "preempted"  # waits again, to be recomputed
     FINISHED = "finished"
@@ -26,10 +31,12 @@ class Sequence:
     """
 
     __slots__ = (
+        "adapter",
         "block_ids",
         "error",
         "finish_reason",
         "first_scheduled_s",
+        "first_step",
         "index",
         "leader",
         "limit",
@@ -44,6 +51,7 @@ class Sequence:
         "num_registered_blocks",
         "num_scored_tokens",
         "num_stale",
+        "num_steps",
         "num_tokens",
         "order",
         "prefix_hashes",
@@ -73,6 +81,7 @@ class Sequence:
             self._set_limits(params, max_model_len)
         self.max_computed = self.limit - 1  # the last token is never an input
         self.order: tuple[int, int] = (0, seq_id)  # set by the scheduler: who goes first among running ones
+        self.adapter: AdapterEntry | None = None  # set by the scheduler
         self.leader: Sequence | None = None  # the sibling that computes the common prompt first
         self.state = SequenceState.WAITING
         self.row: int | None = None
@@ -88,6 +97,8 @@ class Sequence:
         self.num_stale = 0  # samples in flight for positions whose tokens have been forced meanwhile: dropped
         self.num_preemptions = 0
         self.first_scheduled_s: float | None = None
+        self.first_step = 0  # the step in which it was given its first row
+        self.num_steps = 0  # from then to its end, its own or not; known when it has ended
         self.finish_reason: FinishReason | None = None
         self.error: str | None = None
 

@@ -6,7 +6,8 @@ import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from llmd.engine.scheduler import Scheduler, Step
+from llmd.engine.ledger import Step
+from llmd.engine.scheduler import Scheduler
 from llmd.engine.step import NONFINITE, SequenceDelta, StepResult
 
 _RATE_S = 5.0  # over which the prefill rate is smoothed

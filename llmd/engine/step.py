@@ -14,6 +14,11 @@ from typing import Any, NamedTuple
 from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.request import Span
 
+# why a row failed alone, where its numbers did; counted by the engine
+NONFINITE_LOGITS = "the model's logits are not finite"
+NONFINITE_STATES = "the model's hidden states are not finite"
+NONFINITE = frozenset((NONFINITE_LOGITS, NONFINITE_STATES))
+
 
 class FinishReason(StrEnum):
     """Why a sequence ended."""
@@ -23,6 +28,7 @@ class FinishReason(StrEnum):
     ABORT = "abort"  # the client left or asked
     TIMEOUT = "timeout"  # its deadline passed
     ERROR = "error"  # its own step failed
+    REFUSED = "refused"  # it cannot be served as it asks: its adapter cannot be loaded
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,6 +45,7 @@ class RowAdmit:
     eos_token_ids: tuple[int, ...] = ()
     bad_words_ids: tuple[tuple[int, ...], ...] = ()
     adapter: str | None = None
+    adapter_slot: int | None = None  # where the adapter lies on the device; set wherever `adapter` is
     spans: tuple[Span, ...] = ()
     token_types: Seq[int] = ()  # the prompt's, as Prompt has them
 
@@ -60,9 +67,16 @@ class TokenUpdate(NamedTuple):
     token_ids: Seq[int]
 
 
+class AdapterLoad(NamedTuple):
+    """The adapter that the executor has loaded under `adapter_id` goes into a slot, in place of what was there."""
+
+    slot: int
+    adapter_id: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """One step: in this order rows are released, admitted, given blocks and tokens, and computed.
+    """One step: in this order rows are released, adapters put into slots, rows admitted, given blocks and tokens, computed.
 
     A scheduled row computes `counts[i]` tokens of row `rows[i]` at positions from `starts[i]` on. The token at a position
     that no one has told yet is the one the executor itself sampled last for that row. `num_logits[i]` of the last
@@ -71,6 +85,7 @@ class StepPlan:
 
     step_id: int
     released: Seq[int] = ()
+    adapter_loads: Seq[AdapterLoad] = ()
     admitted: Seq[RowAdmit] = ()
     block_updates: Seq[BlockUpdate] = ()
     token_updates: Seq[TokenUpdate] = ()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from llmd.errors import ModelError
 
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from llmd.model.batch import Batch
+    from llmd_kernels.quantized_kv import LayerKV
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,8 +28,17 @@ class AttentionNeeds:
     sliding_window: int | None = None
     soft_cap: float | None = None
     has_sinks: bool = False
+    has_alibi: bool = False
     kv_cache_dtype: str = "auto"
     for_encoder: bool = False  # no cache, every token sees every other; only asked of backends made for it
+
+
+class AttentionExtras(NamedTuple):
+    """What some models do to scores; only backends whose `why_not` accepts it are ever handed one."""
+
+    soft_cap: float | None = None  # scores become cap · tanh(score / cap)
+    sinks: torch.Tensor | None = None  # [H] float32, a score more in each head's softmax, of nothing
+    alibi_slopes: torch.Tensor | None = None  # [H] float32, times a key's distance before the query, taken off its score
 
 
 class AttentionBackend(Protocol):
@@ -38,7 +48,7 @@ class AttentionBackend(Protocol):
         """Reasons why it cannot serve these needs; empty means yes."""
 
     def kv_shape(self, block_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
-        """What one layer of one block holds: [k/v, token, head, dim] in the common layout."""
+        """What one layer of one block holds: [k/v, token, head, dim] in the common layout, which eight-bit caches need."""
 
     def prepare(self, batch: Batch) -> Any:
         """What all layers of a step share; handed to every `forward` of the step as `meta`."""
@@ -48,13 +58,16 @@ class AttentionBackend(Protocol):
         q: torch.Tensor,
         k: torch.Tensor,
         v: torch.Tensor,
-        kv: torch.Tensor,
+        kv: LayerKV,
         meta: Any,
         *,
         scale: float,
         window: int | None,
     ) -> torch.Tensor:
-        """Store k, v [T, K, D] in kv [num_blocks, *kv_shape], then attend with q [T, H, D]: [T, H, D], contiguous."""
+        """Store k, v [T, K, D] in kv [num_blocks, *kv_shape], then attend with q [T, H, D]: [T, H, D], contiguous.
+
+        kv is a QuantizedKV where kv_cache_dtype is of eight bits. For models that have them: `extras`, AttentionExtras.
+        """
 
 
 class EncoderAttentionBackend(Protocol):

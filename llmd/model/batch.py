@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from llmd.engine.step import BlockUpdate, StepPlan, TokenUpdate
+from llmd_kernels.quantized_kv import LayerKV
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +36,7 @@ class Batch:
     max_seq_len: int
     token_types: Tensor | None = None  # [T] int64, segments of a pair; None where the model has none
     # set by the runner
-    kv: tuple[Tensor, ...] = ()  # for each layer [num_blocks, *kv_shape]
+    kv: tuple[LayerKV, ...] = ()  # for each layer [num_blocks, *kv_shape], in eight bits with scales
     attention: Any = None  # what the attention backend's `prepare` gave
 
 

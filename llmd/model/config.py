@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from llmd.errors import ModelError
+from llmd.model.architectures import architecture_names
+from llmd.model.classifier_tokens import ClassifierTokens, read_classifier_tokens
 
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 _DTYPES = ("float32", "float16", "bfloat16")
@@ -58,6 +60,8 @@ class ArchitectureConfig:
     hidden_act: str = "silu"
     rope: RopeConfig = RopeConfig()
     windows: tuple[int | None, ...] = ()  # each layer's sliding window in tokens; None: all of the context
+    soft_cap: float | None = None  # attention scores s become soft_cap · tanh(s / soft_cap)
+    has_sinks: bool = False  # a score more in each head's softmax, of nothing
     tie_word_embeddings: bool = False
     attention_bias: bool = False
     mlp_bias: bool = False
@@ -65,6 +69,7 @@ class ArchitectureConfig:
     eos_token_ids: tuple[int, ...] = ()
     dtype: str | None = None  # "float32" | "float16" | "bfloat16" | None: not said
     quantization: Mapping[str, Any] | None = None  # quantization_config as it stands
+    classifier_tokens: ClassifierTokens | None = None  # scores are logits of these
     raw: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -79,6 +84,8 @@ class ArchitectureConfig:
     @property
     def labels(self) -> tuple[str, ...]:
         """A classifier's labels, in the order of its scores."""
+        if self.classifier_tokens is not None:
+            return self.classifier_tokens.labels
         named = self.raw.get("id2label")
         if isinstance(named, Mapping) and named:
             return tuple(str(named[key]) for key in sorted(named, key=_label_index))
@@ -108,8 +115,22 @@ class ArchitectureConfig:
         return min((window for window in self.windows if window is not None), default=None)
 
 
-def read_config(folder: Path) -> ArchitectureConfig:
-    """Read and check `folder`/config.json; ModelError names the key that is missing or wrong."""
+def read_config(
+    folder: Path,
+    overrides: Mapping[str, Any] | None = None,
+    spell: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None,
+) -> ArchitectureConfig:
+    """Read and check `folder`/config.json, `overrides` over it; ModelError names the key that is missing or wrong.
+
+    `spell` turns the content into the words that are read here, where an architecture has words of its own.
+    """
+    raw = read_raw_config(folder, overrides)
+    config = parse_config(raw if spell is None else spell(raw))
+    return replace(config, raw=raw, classifier_tokens=read_classifier_tokens(raw, folder))
+
+
+def read_raw_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """`folder`/config.json as it stands, `overrides` over it."""
     path = folder / "config.json"
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
@@ -119,7 +140,7 @@ def read_config(folder: Path) -> ArchitectureConfig:
         raise ModelError(f"{folder.name}: config.json cannot be read: {error}") from None
     if not isinstance(raw, dict):
         raise ModelError(f"{folder.name}: config.json must be an object, not {type(raw).__name__}")
-    return parse_config(raw)
+    return {**raw, **(overrides or {})}
 
 
 def parse_config(raw: Mapping[str, Any]) -> ArchitectureConfig:
@@ -142,7 +163,7 @@ def parse_config(raw: Mapping[str, Any]) -> ArchitectureConfig:
     num_layers = keys.integer("num_hidden_layers")
     max_position = keys.integer("max_position_embeddings")
     return ArchitectureConfig(
-        architectures=_architectures(raw),
+        architectures=architecture_names(raw),
         vocab_size=keys.integer("vocab_size"),
         hidden_size=hidden_size,
         num_layers=num_layers,
@@ -155,6 +176,8 @@ def parse_config(raw: Mapping[str, Any]) -> ArchitectureConfig:
         hidden_act=str(raw.get("hidden_act", "silu")),
         rope=_rope(raw, max_position),
         windows=_windows(raw, keys, num_layers),
+        soft_cap=keys.number("attn_logit_softcapping", 0.0) or None,
+        has_sinks=keys.boolean("has_attention_sinks", False),
         tie_word_embeddings=keys.boolean("tie_word_embeddings", False),
         attention_bias=keys.boolean("attention_bias", False),
         mlp_bias=keys.boolean("mlp_bias", False),
@@ -204,13 +227,6 @@ class _Keys:
         if any(isinstance(item, bool) or not isinstance(item, int) or item < 0 for item in ids):
             raise ModelError(f"config.json: {key} must be a token id or a list of them, got {value!r}")
         return tuple(ids)
-
-
-def _architectures(raw: Mapping[str, Any]) -> tuple[str, ...]:
-    names = raw.get("architectures")
-    if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
-        raise ModelError(f"config.json: architectures must be a list of names, got {names!r}")
-    return tuple(names)
 
 
 def _table(raw: Mapping[str, Any], key: str) -> Mapping[str, Any] | None:

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -23,10 +23,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 import torch
 
 from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
-from llmd.engine.executor import ExecutorInfo, LoadProgress
+from llmd.engine.executor import AdapterFacts, ExecutorInfo, LoadProgress
 from llmd.engine.step import StepPlan, StepResult
-from llmd.errors import EngineFailure, LlmdError, StepFailed
+from llmd.errors import EngineFailure, LlmdError, StepFailed, StepOutOfMemory
 from llmd.model.loader import ModelParts
+from llmd.model.moves import Moves
 from llmd.model.runner import PendingStep, Runner
 from llmd_kernels import native
 
@@ -37,6 +38,7 @@ log = logging.getLogger("llmd.model")
 
 
 _SMALL_MODEL_BYTES = 32 << 20  # the demo model's steps take 1.4 to 2 times as long on two threads as on one
+_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")  # torch on a CPU
 
 
 class _Job(NamedTuple):
@@ -72,6 +74,8 @@ class ThreadExecutor:
         self._failure: EngineFailure | None = None
         self._is_stopping = False
         self._in_hand: list[_Job] = []  # taken from the queue and not answered
+        self._reader = ThreadPoolExecutor(1, "llmd-adapters", _prepare_reader)  # its thread starts with the first adapter
+        self._moves = Moves(lambda: self._runner.num_layers_done)
 
     # --- the loop thread's side
 
@@ -93,12 +97,29 @@ class ThreadExecutor:
         loop = self._loop or asyncio.get_running_loop()
         return self._submit(_Job(loop.create_future(), None, plan, masks))
 
+    async def load_adapter(self, adapter_id: int, path: str) -> AdapterFacts:
+        """Read and lay out an adapter in a thread of its own; the executor thread only takes what came of it."""
+        loop = asyncio.get_running_loop()
+        packed = await loop.run_in_executor(self._reader, self._runner.read_adapter, Path(path))
+        await self._submit(_Job(loop.create_future(), lambda: self._runner.keep_adapter(adapter_id, packed)))
+        return AdapterFacts(packed.rank, packed.num_bytes)
+
+    def unload_adapter(self, adapter_id: int) -> None:
+        """Drop the host's copy; an executor that has ended has none."""
+        if self._failure is None and not self._is_stopping and self._loop is not None:
+            self._submit(_Job(self._loop.create_future(), lambda: self._runner.drop_adapter(adapter_id)))
+
     async def ping(self) -> float:
         """Seconds until the thread answered, behind what is queued."""
         started_s = time.monotonic()
         loop = asyncio.get_running_loop()
         await self._submit(_Job(loop.create_future(), lambda: None))
         return time.monotonic() - started_s
+
+    @property
+    def moves(self) -> tuple[int, ...]:
+        """Changes while a step or a call gets on: see `llmd.engine.pulse.TellsMoves`."""
+        return self._moves.number
 
     async def stop(self) -> None:
         """Let queued steps finish, free the device, end the thread."""
@@ -111,6 +132,7 @@ class ThreadExecutor:
         while thread.is_alive():  # a thread that hangs in a kernel must not block the loop
             await asyncio.sleep(0.002)
         self._thread = None
+        self._reader.shutdown(wait=False, cancel_futures=True)
 
     def _submit(self, job: _Job) -> asyncio.Future[Any]:
         failure = self._failure
@@ -145,6 +167,8 @@ class ThreadExecutor:
         count = 1 if is_small and info.device == "cpu" else num_threads()
         torch.set_num_threads(count)
         native.set_num_threads(count)
+        if info.device == "cpu":
+            self._moves.follow_this_thread()
         return info
 
     def _work(self) -> None:
@@ -177,7 +201,7 @@ class ThreadExecutor:
     def _call(self, job: _Job) -> None:
         assert job.call is not None
         try:
-            answer = job.call()
+            answer = self._moves.call(job.call)
         except LlmdError as error:
             self._answer(job, error=error)
         except Exception as error:
@@ -211,7 +235,10 @@ class ThreadExecutor:
             self._fail(EngineFailure(f"the device is lost: {type(error).__name__}"))
             self._answer(job, error=self._failure)
             return
-        if not isinstance(error, StepFailed):
+        self._runner.forget_step()
+        if is_out_of_memory(error):
+            error = StepOutOfMemory(f"out of memory: {type(error).__name__}")
+        elif not isinstance(error, StepFailed):
             log.error("a step failed", exc_info=error)
             error = StepFailed(f"the step failed: {type(error).__name__}")
         self._answer(job, error=error)
@@ -236,6 +263,11 @@ class ThreadExecutor:
         if job in self._in_hand:
             self._in_hand.remove(job)
         _resolve(job.future, answer, error)
+
+
+def _prepare_reader() -> None:
+    """One core for reading adapters: the others go on with the steps."""
+    torch.set_num_threads(1)
 
 
 def num_threads() -> int:
@@ -264,6 +296,13 @@ def is_device_lost(error: BaseException) -> bool:
         return False
     accelerator_error = getattr(torch, "AcceleratorError", None)
     return (accelerator_error is not None and isinstance(error, accelerator_error)) or "CUDA error" in str(error)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was lacking, the device's or this machine's."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _resolve(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:

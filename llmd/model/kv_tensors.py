@@ -1,6 +1,7 @@
 """The KV pool: one tensor [block, layer, k/v, token, head, dim], so that a block moves to host, disk or peer in one copy.
 
-Layers see it through strided views [block, k/v, token, head, dim].
+Layers see it through strided views [block, k/v, token, head, dim]. In eight bits the pool is bytes, in which each layer's
+keys and values of a block are followed by their scales (see llmd_kernels.quantized_kv), and layers see a QuantizedKV.
 """
 
 from __future__ import annotations
@@ -16,11 +17,15 @@ from torch import Tensor
 from llmd.config import CacheConfig
 from llmd.errors import ModelError
 from llmd.model.batch import zeros
+from llmd_kernels.quantized_kv import LIMITS, LayerKV, half_bytes, view_quantized
 
 log = logging.getLogger("llmd.model")
 
 _CPU_DEFAULT_MAX_BYTES = 4 << 30
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES = {
+    "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8,
+    "fp8": torch.float8_e4m3fn,
+}  # fmt: skip
 
 
 class KVTensors:
@@ -32,10 +37,18 @@ class KVTensors:
         self.num_blocks = num_blocks
         self.dtype = dtype
         self.device = device
+        self._kv_shape = kv_shape
         self._shape = (num_blocks, num_layers, *kv_shape)
-        self.layers: tuple[Tensor, ...] = ()
+        if self.is_quantized:
+            self._shape = (num_blocks, num_layers, 2, half_bytes(kv_shape))
+        self.layers: tuple[LayerKV, ...] = ()
         self.pool: Tensor | None = None
         self.refill()
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether numbers have eight bits and scales."""
+        return self.dtype in LIMITS and len(self._kv_shape) > 0
 
     @property
     def num_bytes(self) -> int:
@@ -48,8 +61,10 @@ class KVTensors:
 
     def refill(self) -> None:
         """Take the memory (again), empty."""
-        self.pool = zeros(self._shape, self.dtype, self.device)
+        self.pool = zeros(self._shape, torch.uint8 if self.is_quantized else self.dtype, self.device)
         self.layers = tuple(self.pool.unbind(1))
+        if self.is_quantized:
+            self.layers = tuple(view_quantized(layer, self._kv_shape, self.dtype) for layer in self.pool.unbind(1))
 
 
 class Sizes(NamedTuple):
@@ -66,6 +81,15 @@ def kv_dtype(name: str, model_dtype: torch.dtype) -> torch.dtype:
     if name not in _DTYPES:
         raise ModelError(f"kv_cache_dtype must be 'auto' or one of {', '.join(_DTYPES)}, got {name!r}")
     return _DTYPES[name]
+
+
+def block_bytes(num_layers: int, kv_shape: tuple[int, ...], dtype: torch.dtype) -> int:
+    """Bytes of one block of all layers, scales included."""
+    if dtype not in LIMITS:
+        return num_layers * math.prod(kv_shape) * dtype.itemsize
+    if len(kv_shape) != 4 or kv_shape[0] != 2:
+        raise ModelError(f"a KV cache of eight bits needs the common layout [2, token, head, dim], not {list(kv_shape)}")
+    return num_layers * 2 * half_bytes(kv_shape)
 
 
 def pool_bytes(cache: CacheConfig, device: torch.device, used_bytes: int = 0) -> int:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -24,9 +24,11 @@ from torch import nn
 from llmd.config import ModelConfig
 from llmd.engine.executor import LoadProgress
 from llmd.errors import ModelError
+from llmd.model.adapter_merging import merge
+from llmd.model.architectures import select_architecture, spell_config
 from llmd.model.attention import AttentionBackend, AttentionNeeds, select_backend
 from llmd.model.config import ArchitectureConfig, read_config
-from llmd.model.layers import Layer, Layers, Linear, Shard, WeightSlot
+from llmd.model.layers import Embedding, Layer, Layers, Linear, LMHead, Shard, WeightSlot
 from llmd.model.parts import ModelParts as ModelParts
 from llmd.model.quantization import Quantization, Unquantized
 
@@ -36,6 +38,12 @@ _DTYPES = {
     "half": torch.float16, "float16": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32,
     "float32": torch.float32,
 }  # fmt: skip
+# Static scales of KV caches and attention, as llm-compressor, AutoFP8 and ModelOpt save them: what a cache in eight bits
+# needs it takes from each token (see llmd_kernels.quantized_kv), and attention computes in floats.
+_KV_SCALES = ("*.k_scale", "*.v_scale", "*.kv_scale", "*.q_scale", "*.prob_scale", "*.prob_output_scale", "*.k_zero_point",
+              "*.v_zero_point", "*_proj.output_scale")  # fmt: skip
+_PLAIN_FLOATS = {"float16", "bfloat16", "float32", "float64"}
+_WIDE_INTS = {"int32", "int64"}
 
 
 class TensorInfo(NamedTuple):
@@ -57,13 +65,6 @@ class Checkpoint(Protocol):
 
     def close(self) -> None:
         """Let go of the files."""
-
-
-class NamedSpec(Protocol):
-    """What is read of a spec that only builds."""
-
-    @property
-    def build(self) -> Callable[..., Any]: ...
 
 
 @dataclass(slots=True, kw_only=True)
@@ -94,8 +95,8 @@ class Blueprint(NamedTuple):
 
 def plan_model(model: ModelConfig, path: Path, parts: ModelParts, *, block_size: int, kv_cache_dtype: str) -> Blueprint:
     """Read config.json and decide device, dtype and attention backend; touches no weights."""
-    config = read_config(path)
-    encodes = is_encoder(config, parts)
+    config = read_model_config(model, path, parts)
+    encodes = is_encoder(config, parts, model.model_impl)
     device = select_device(model.device)
     dtype = select_dtype(model.dtype, config, device)
     needs = attention_needs(config, dtype, device, block_size=block_size, kv_cache_dtype=kv_cache_dtype, for_encoder=encodes)
@@ -103,9 +104,14 @@ def plan_model(model: ModelConfig, path: Path, parts: ModelParts, *, block_size:
     return Blueprint(config, dtype, device, backend, name, encodes)
 
 
-def is_encoder(config: ArchitectureConfig, parts: ModelParts) -> bool:
-    """Whether each token attends to every other. Raises ModelError for an architecture that is not known."""
-    return bool(getattr(_architecture_spec(config, parts), "is_encoder", False))
+def read_model_config(model: ModelConfig, path: Path, parts: ModelParts) -> ArchitectureConfig:
+    """config.json in the words of the architecture that serves it. Raises ModelError for one that is not known."""
+    return read_config(path, model.hf_overrides, lambda raw: spell_config(raw, parts.architectures, model.model_impl))
+
+
+def is_encoder(config: ArchitectureConfig, parts: ModelParts, model_impl: str = "auto") -> bool:
+    """Whether each token attends to every other."""
+    return bool(getattr(select_architecture(config.raw, parts.architectures, model_impl).spec, "is_encoder", False))
 
 
 def attention_needs(
@@ -126,6 +132,8 @@ def attention_needs(
         num_kv_heads=config.num_kv_heads,
         block_size=block_size,
         sliding_window=config.sliding_window,
+        soft_cap=config.soft_cap,
+        has_sinks=config.has_sinks,
         kv_cache_dtype=kv_cache_dtype,
         for_encoder=for_encoder,
     )
@@ -143,7 +151,7 @@ def load_model(
 ) -> LoadedModel:
     """Build the architecture and fill it from the checkpoint; ModelError names the file or tensor that is wrong."""
     config = blueprint.config
-    quantization, quantization_name = select_quantization(model, config, parts)
+    quantization, quantization_name = select_quantization(model, config, parts, blueprint.device)
     layers = Layers(
         config,
         blueprint.backend,
@@ -153,12 +161,18 @@ def load_model(
         shard=shard,
     )
     with torch.device("meta"):
-        module: nn.Module = _architecture_spec(config, parts).build(config, layers)
+        module = _build(model, config, parts, layers)
     module.requires_grad_(False).eval()
     slots = prepare_slots(module, quantization)
+    if model.merge_adapter is not None:
+        merged = merge(
+            module, {name: slot.slot for name, slot in slots.items()}, Path(model.merge_adapter), parts.adapter_formats
+        )
+        slots = {name: slot._replace(slot=merged[name]) for name, slot in slots.items()}
+    ignored = (*_KV_SCALES, *getattr(module, "ignored_weights", ()), *getattr(quantization, "ignored_weights", ()))
     checkpoint = open_checkpoint(model, path, parts)
     try:
-        fill(module, slots, checkpoint, report)
+        fill(module, slots, checkpoint, report, ignored)
     finally:
         checkpoint.close()
         _trim_heap()
@@ -169,10 +183,20 @@ def load_model(
         backend_name=blueprint.backend_name,
         dtype=blueprint.dtype,
         device=blueprint.device,
-        weights_bytes=sum(slot.num_bytes for slot in slots.values()),
+        weights_bytes=held_bytes(module),
         quantization=quantization_name,
         is_encoder=blueprint.is_encoder,
     )
+
+
+def _build(model: ModelConfig, config: ArchitectureConfig, parts: ModelParts, layers: Layers) -> nn.Module:
+    choice = select_architecture(config.raw, parts.architectures, model.model_impl)
+    if choice.is_fallback:
+        names = " / ".join(config.architectures)
+        log.warning("%s runs through Transformers' code, which is slower than an architecture of llmd's own", names)
+    assert choice.spec is not None
+    module: nn.Module = choice.spec.build(config, layers)
+    return module
 
 
 def _trim_heap() -> None:
@@ -183,17 +207,6 @@ def _trim_heap() -> None:
 
 
 # --- decisions
-
-
-def _architecture_spec(config: ArchitectureConfig, parts: ModelParts) -> NamedSpec:
-    for name in config.architectures:
-        if name in parts.architectures:
-            return parts.architectures[name]
-    known = ", ".join(sorted(parts.architectures)) or "none"
-    raise ModelError(
-        f"architecture {' / '.join(config.architectures)} is not known; known are {known}. "
-        "A plugin wheel may provide it: install one that registers this architecture"
-    )
 
 
 def select_device(name: str) -> torch.device:
@@ -226,17 +239,33 @@ def select_dtype(name: str, config: ArchitectureConfig, device: torch.device) ->
 
 
 def select_quantization(
+    model: ModelConfig, config: ArchitectureConfig, parts: ModelParts, device: torch.device
+) -> tuple[Quantization | None, str | None]:
+    """What the config asks for, or what the checkpoint says it is. Raises ModelError for what the device cannot run."""
+    quantization, name = _find_quantization(model, config, parts)
+    devices = () if name is None else parts.quantizations[name].devices
+    if devices and device.type not in devices:
+        able = [other for other, spec in parts.quantizations.items() if not spec.devices or device.type in spec.devices]
+        raise ModelError(
+            f"quantization {name!r} runs on {' or '.join(devices)}, this model is on {device.type}; "
+            f"what {device.type} can run: {', '.join(sorted(able)) or 'nothing'}"
+        )
+    return quantization, name
+
+
+def _find_quantization(
     model: ModelConfig, config: ArchitectureConfig, parts: ModelParts
 ) -> tuple[Quantization | None, str | None]:
-    """What the config asks for, or what the checkpoint says it is."""
     known = ", ".join(sorted(parts.quantizations)) or "none"
     settings = config.quantization or {}
     if model.quantization is not None and model.quantization not in parts.quantizations:
         raise ModelError(f"quantization {model.quantization!r} is not known; known are {known}")
     if config.quantization is not None:
         for name, spec in parts.quantizations.items():
+            if model.quantization not in (None, name) or (spec.check is not None and not spec.check(settings)):
+                continue
             quantization: Quantization = spec.build(settings)
-            if model.quantization in (None, name) and quantization.detect(settings):
+            if quantization.detect(settings):
                 return quantization, name
         kind = settings.get("quant_method")
         raise ModelError(
@@ -244,11 +273,13 @@ def select_quantization(
             + (f"is not {model.quantization!r}" if model.quantization else f"no plugin reads; known are {known}")
         )
     if model.quantization is None:
+        if model.quantization_options:
+            raise ModelError("quantization_options are for a method that quantizes while loading, and none is named")
         return None, None
     spec = parts.quantizations[model.quantization]
     if not spec.online:
         raise ModelError(f"quantization {model.quantization!r} needs a checkpoint that is quantized so; this one is not")
-    return spec.build(settings), model.quantization
+    return spec.build(model.quantization_options), model.quantization
 
 
 def open_checkpoint(model: ModelConfig, path: Path, parts: ModelParts) -> Checkpoint:
@@ -276,60 +307,101 @@ class Slot(NamedTuple):
     num_bytes: int
 
 
+def _slot(slot: WeightSlot, module: nn.Module) -> Slot:
+    itemsize = slot.dtype.itemsize if slot.dtype is not None else 0
+    return Slot(slot, module, torch.Size(slot.shape).numel() * itemsize)
+
+
 def prepare_slots(module: nn.Module, quantization: Quantization | None) -> dict[str, Slot]:
     """Name the layers, give each linear its method, and list every tensor that the checkpoint must hold."""
-    unquantized = Unquantized()
     slots: dict[str, Slot] = {}
-    for name, child in module.named_modules():
+    for name, child in list(module.named_modules()):
         if isinstance(child, Layer):
             child.name = name
-        if isinstance(child, Linear):
-            method = quantization.method(child) if quantization is not None else None
-            child.method = method or unquantized
-            child.method.create_weights(child)
-        elif not isinstance(child, Layer) and child._parameters:
-            raise ModelError(f"{type(child).__name__} at {name!r} holds parameters but is no layer from `layers`")
-        if isinstance(child, Layer):
+            _give_method(child, quantization)
             for slot in child.weight_slots():
-                parameter = child._parameters[slot.name.rpartition(".")[2]]
-                itemsize = parameter.dtype.itemsize if parameter is not None else 0
-                slots[slot.name] = Slot(slot, child, torch.Size(slot.shape).numel() * itemsize)
+                slots[slot.name] = _slot(slot, child)
+        elif child._parameters:
+            raise ModelError(f"{type(child).__name__} at {name!r} holds parameters but is no layer from `layers`")
     return slots
 
 
+def _give_method(layer: Layer, quantization: Quantization | None) -> None:
+    """Linears get a method; a head of its own gets one where the quantization has a `head_method`."""
+    if isinstance(layer, Linear):
+        method = quantization.method(layer) if quantization is not None else None
+        layer.method = method or Unquantized()
+        layer.method.create_weights(layer)
+    elif isinstance(layer, LMHead) and not layer.is_tied:
+        choose = getattr(quantization, "head_method", None)
+        linear = layer.as_linear()
+        if choose is not None and (head_method := choose(linear)) is not None:
+            layer.quantize(linear, head_method)
+    elif isinstance(layer, Embedding) and layer.holds_tokens:
+        choose = getattr(quantization, "table_method", None)
+        layer.method = choose(layer) if choose is not None else None
+
+
+def held_bytes(module: nn.Module) -> int:
+    """What the weights take as they are kept: every parameter, and what methods of linears keep beside them."""
+    tensors: list[torch.Tensor] = list(module.parameters())
+    for child in module.modules():
+        if isinstance(child, Linear | Embedding):
+            tensors += [buffer for buffer in child._buffers.values() if buffer is not None]
+    return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+
 def fill(
-    module: nn.Module, slots: Mapping[str, Slot], checkpoint: Checkpoint, report: Callable[[LoadProgress], None]
+    module: nn.Module,
+    slots: Mapping[str, Slot],
+    checkpoint: Checkpoint,
+    report: Callable[[LoadProgress], None],
+    ignored: Sequence[str] = (),
 ) -> None:
-    """Read every slot's tensor, and finish each layer as soon as it is whole."""
-    wanted = _match_names(module, slots, checkpoint.infos())
-    total = sum(slot.num_bytes for slot in slots.values()) or 1
+    """Read every slot's tensor, and finish each layer as soon as it is whole; `ignored` are patterns of other tensors."""
+    wanted = _match_names(module, slots, checkpoint.infos(), ignored)
+    total = sum(slot.num_bytes for slot in wanted.values()) or 1
     missing: dict[nn.Module, int] = {}
-    for slot in slots.values():
+    for slot in wanted.values():
         missing[slot.module] = missing.get(slot.module, 0) + 1
-    done = 0
+    done, whole = 0, None
     with torch.inference_mode():
         for name, tensor, phase in checkpoint.tensors({name: slot.slot for name, slot in wanted.items()}):
+            _finish(whole)  # not before the checkpoint has let go of the layer's last tensor: that is memory too
             slot = wanted[name]
-            if tuple(tensor.shape) != slot.slot.shape:
+            if not _is_shape(tuple(tensor.shape), slot.slot.shape):
                 raise _wrong_shape(name, tuple(tensor.shape), slot.slot.shape)
-            slot.slot.load(tensor)
+            slot.slot.load(tensor.view(slot.slot.shape))
             del tensor
             missing[slot.module] -= 1
-            if not missing[slot.module] and isinstance(slot.module, Layer):
-                slot.module.finish_weights()
+            whole = None if missing[slot.module] else slot.module
             done += slot.num_bytes
             report(LoadProgress(phase, done / total))
+        _finish(whole)
     unfilled = [name for name, slot in wanted.items() if missing[slot.module]]
     if unfilled:
         raise ModelError(f"the checkpoint lacks {_some(unfilled)}")
 
 
-def _match_names(module: nn.Module, slots: Mapping[str, Slot], infos: Mapping[str, TensorInfo] | None) -> dict[str, Slot]:
+def _finish(module: nn.Module | None) -> None:
+    if isinstance(module, Layer):
+        module.finish_weights()
+
+
+def _match_names(
+    module: nn.Module, slots: Mapping[str, Slot], infos: Mapping[str, TensorInfo] | None, ignored: Sequence[str]
+) -> dict[str, Slot]:
     """Slots by their names in the checkpoint; every missing, extra or misshapen tensor is told at once."""
     if infos is None:
-        return dict(slots)
-    wanted = _spelled(slots, infos, getattr(module, "weight_prefix", "model."), getattr(module, "weight_spellings", ()))
-    ignored = getattr(module, "ignored_weights", ())
+        return {name: slot for name, slot in slots.items() if not slot.slot.is_optional}
+    arrange = getattr(module, "arrange_slots", None)  # a module that knows what the names of a checkpoint stand for
+    if arrange is not None:
+        given = {name: slot.slot for name, slot in slots.items()}
+        wanted = {name: _slot(slot, slots[whole].module) for name, (whole, slot) in arrange(given, infos).items()}
+    else:
+        prefix, spellings = getattr(module, "weight_prefix", "model."), getattr(module, "weight_spellings", ())
+        wanted = _spelled(slots, infos, prefix, spellings)
+    wanted = {name: slot for name, slot in wanted.items() if name in infos or not slot.slot.is_optional}
     absent = [name for name in wanted if name not in infos]
     if absent:
         raise ModelError(f"the checkpoint lacks {_some(absent)}")
@@ -337,9 +409,22 @@ def _match_names(module: nn.Module, slots: Mapping[str, Slot], infos: Mapping[st
     if extra:
         raise ModelError(f"the checkpoint holds {_some(extra)}, for which this architecture has no place")
     for name, slot in wanted.items():
-        if infos[name].shape != slot.slot.shape:
+        if not _is_shape(infos[name].shape, slot.slot.shape):
             raise _wrong_shape(name, infos[name].shape, slot.slot.shape, infos[name].file)
+        if not _is_dtype(infos[name].dtype, slot.slot.dtype):
+            raise _wrong_dtype(name, infos[name], str(slot.slot.dtype).removeprefix("torch."))
     return wanted
+
+
+def _is_shape(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
+    """Equal, or both a single number however it is written."""
+    return found == shape or (found in ((), (1,)) and shape in ((), (1,)))
+
+
+def _is_dtype(found: str, kept: torch.dtype | None) -> bool:
+    """Whether a cast keeps the meaning: among plain floats and among wide integers; all others are codes of bits."""
+    name = str(kept).removeprefix("torch.")
+    return kept is None or name == found or any({name, found} <= family for family in (_PLAIN_FLOATS, _WIDE_INTS))
 
 
 def _spelled(
@@ -359,6 +444,13 @@ def _spelled(
 def _wrong_shape(name: str, found: tuple[int, ...], shape: tuple[int, ...], file: str = "") -> ModelError:
     where = f" in {file}" if file else ""
     return ModelError(f"tensor {name}{where} has shape {list(found)}, config.json asks for {list(shape)}")
+
+
+def _wrong_dtype(name: str, info: TensorInfo, wanted: str) -> ModelError:
+    return ModelError(
+        f"tensor {name} in {info.file} is {info.dtype}, config.json asks for {wanted}: its quantization_config does not "
+        "describe these weights"
+    )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from llmd.config import AdaptersConfig
 from llmd.model.attention import AttentionNeeds
 
 
@@ -19,4 +20,6 @@ class ModelParts:
     checkpoint_formats: Mapping[str, Any] = field(default_factory=dict)
     logits_processors: Mapping[str, Any] = field(default_factory=dict)
     samplers: Mapping[str, Any] = field(default_factory=dict)
+    adapter_formats: Mapping[str, Any] = field(default_factory=dict)
+    adapters: AdaptersConfig | None = None  # none, or not enabled: no layer has slots
     select_attention_backend: Callable[[AttentionNeeds, Sequence[str]], str | None] | None = None

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+from torch import nn
 
+from llmd.errors import ModelError
 from llmd_kernels.linear import linear
 
 if TYPE_CHECKING:
+    from llmd.model.layers.embedding import Embedding
     from llmd.model.layers.linear import Linear
 
 
 class QuantMethod(Protocol):
-    """Owns the parameters of the linears that it is given."""
+    """Owns the parameters of the linears that it is given.
+
+    A method that can also give a weight back, [out, in] in any float dtype, has a `dense_weight(layer)`: DoRA needs it.
+    """
 
     def create_weights(self, layer: Linear) -> None:
         """Declare what the checkpoint holds for this layer, by `layer.add_weight`."""
@@ -26,14 +32,38 @@ class QuantMethod(Protocol):
         """[T, in_features] → [T, out_features] in x's dtype."""
 
 
+class TableMethod(Protocol):
+    """Owns the table of an embedding, which a tied head shares. It loads as `weight`, whole and dense."""
+
+    def finish_weights(self, layer: Embedding) -> None:
+        """The table has arrived: quantize it, and drop the original."""
+
+    def rows(self, layer: Embedding, input_ids: torch.Tensor) -> torch.Tensor:
+        """[T] int64 → [T, hidden_size] in the layer's dtype."""
+
+    def logits(self, layer: Embedding, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, hidden_size] → [N, vocab_size] float32."""
+
+    def dense_weight(self, layer: Embedding) -> torch.Tensor:
+        """[vocab_size, hidden_size] in any float dtype."""
+
+
 class Quantization(Protocol):
-    """One quantization scheme of one checkpoint."""
+    """One quantization scheme of one checkpoint.
+
+    `ignored_weights`, where it has that attribute, are patterns of tensors in the checkpoint that nothing reads. Where it
+    has a `head_method(layer)`, that is asked for an untied output head, given as a linear; without it the head is a table.
+    Where it has a `table_method(layer)`, that is asked for the embedding of tokens, and may answer None.
+    """
 
     def detect(self, settings: Mapping[str, Any]) -> bool:
         """Whether config.json's quantization_config is of this scheme."""
 
     def method(self, layer: Linear) -> QuantMethod | None:
-        """The method for a linear, by its `checkpoint_names` or shape; None leaves it unquantized."""
+        """The method for a linear, by its `checkpoint_names` or shape; None leaves it unquantized.
+
+        Where the parts of a merged linear are stored in different ways, PartMethods of one for each.
+        """
 
 
 class Unquantized:
@@ -49,6 +79,48 @@ class Unquantized:
     def apply(self, layer: Linear, x: torch.Tensor) -> torch.Tensor:
         """x Wᵀ + b."""
         return linear(x, layer.weight, layer.bias)
+
+    def dense_weight(self, layer: Linear) -> torch.Tensor:
+        """The weight."""
+        return layer.weight
+
+
+class PartMethods:
+    """A method for each part of a merged linear, None for a plain one: each part is kept and applied apart."""
+
+    def __init__(self, methods: Sequence[QuantMethod | None]) -> None:
+        self.methods = [method or Unquantized() for method in methods]
+
+    def create_weights(self, layer: Linear) -> None:
+        """Make a linear of each part, and have its method declare its weights."""
+        layer.pieces = nn.ModuleList(layer.part_linears())
+        for piece, method in zip(self._pieces(layer), self.methods, strict=True):
+            piece.method = method
+            method.create_weights(piece)
+
+    def finish_weights(self, layer: Linear) -> None:
+        """Finish each part."""
+        for piece in self._pieces(layer):
+            piece.finish_weights()
+
+    def apply(self, layer: Linear, x: torch.Tensor) -> torch.Tensor:
+        """The parts' outputs beside each other."""
+        return torch.cat([piece.method.apply(piece, x) for piece in self._pieces(layer)], dim=1)
+
+    def dense_weight(self, layer: Linear) -> torch.Tensor:
+        """The parts' weights under each other; ModelError where a part's method cannot give its own back."""
+        return torch.cat([_dense_weight(piece).float() for piece in self._pieces(layer)])
+
+    def _pieces(self, layer: Linear) -> Sequence[Linear]:
+        return layer.pieces  # type: ignore[return-value]
+
+
+def _dense_weight(layer: Linear) -> torch.Tensor:
+    dense = getattr(layer.method, "dense_weight", None)
+    if dense is None:
+        raise ModelError(f"{layer.name}: {type(layer.method).__name__} cannot give its weight back")
+    weight: torch.Tensor = dense(layer)
+    return weight
 
 
 def add_dense_weights(layer: Linear) -> None:

@@ -21,15 +21,20 @@ from torch import Tensor
 from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.engine.executor import ExecutorInfo, KVGroup, LoadProgress
 from llmd.engine.params import PoolingParams, SamplingParams
-from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan, StepResult, TokenLogprobs
-from llmd.errors import ModelError
+from llmd.engine.step import NONFINITE_STATES, BlockUpdate, RowAdmit, StepPlan, StepResult, TokenLogprobs
+from llmd.errors import AdapterError, ModelError
+from llmd.model.adapter_packing import pack
+from llmd.model.adapter_slots import AdapterTable, NoAdapters, PackedAdapter
+from llmd.model.adapters import read_adapter
+from llmd.model.bandwidth import memory_bandwidth
 from llmd.model.batch import Batch, RowArrays
-from llmd.model.kv_tensors import KVTensors, kv_dtype, no_pool, pool_bytes, show, size_pool
+from llmd.model.kv_tensors import KVTensors, block_bytes, kv_dtype, no_pool, pool_bytes, show, size_pool
 from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
 from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
 from llmd.model.pooler import Head, Pooler
 from llmd.model.sampler import PendingTokens, Sampler, SamplerContext
+from llmd.model.sentence import read_tail
 
 if TYPE_CHECKING:
     from llmd.engine.grammar import Bitmask
@@ -67,7 +72,7 @@ class PendingStep:
             if bool(torch.isfinite(vector).all()):
                 pooled[row] = vector.numpy()
             else:
-                errors.setdefault(row, "the model's hidden states are not finite")
+                errors.setdefault(row, NONFINITE_STATES)
         if host is not None:
             errors = {**host.errors, **errors}
         return StepResult(
@@ -89,6 +94,7 @@ class Runner:
     ) -> None:
         self._config, self._cache, self._scheduler = model_config, cache, scheduler
         self._path, self._parts = path, parts
+        self.num_layers_done = 0  # read by other threads
 
     # --- start
 
@@ -126,6 +132,9 @@ class Runner:
             report=lambda progress: report(LoadProgress(progress.phase, progress.fraction * _WEIGHTS_SHARE)),
         )
         self.device = blueprint.device
+        self._count_layers(self._model.module)
+        self._adapters = self._make_adapter_slots()
+        self._tail = read_tail(self._path, blueprint.config.hidden_size, self.device)
         report(LoadProgress("KV pool", _WEIGHTS_SHARE))
         if sizes is None:
             used = self._profile(wanted or context)
@@ -142,10 +151,34 @@ class Runner:
         report(LoadProgress("ready", 1.0))
         return self._info(time.perf_counter() - started_s)
 
+    def _make_adapter_slots(self) -> AdapterTable | NoAdapters:
+        """Room for adapters beside the layers, where the configuration wants it: taken before the KV pool is sized."""
+        wanted = self._parts.adapters
+        if wanted is None or not wanted.enable_lora:
+            return NoAdapters()
+        return AdapterTable(
+            self._model.module,
+            num_slots=wanted.max_loras,
+            max_rank=wanted.max_lora_rank,
+            max_rows=self._scheduler.max_num_seqs,
+            targets=wanted.lora_target_modules,
+        )
+
+    def _count_layers(self, module: Any) -> None:
+        """Let the loop see that a long step moves: one addition a layer."""
+
+        def count(*_: Any) -> None:
+            self.num_layers_done += 1
+
+        for part in module.modules():
+            if isinstance(part, torch.nn.ModuleList):
+                for layer in part:
+                    layer.register_forward_pre_hook(count)
+
     def _block_bytes(self, blueprint: Any) -> int:
         config = blueprint.config
         shape = blueprint.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
-        return config.num_layers * int(np.prod(shape)) * self._dtype.itemsize
+        return block_bytes(config.num_layers, shape, self._dtype)
 
     def _allocate(self, num_blocks: int, max_model_len: int) -> None:
         """Rows, pool and what reads them."""
@@ -165,7 +198,7 @@ class Runner:
         self._sampler = self._build_sampler(max_rows, max_model_len)
         self._scorer = PromptScorer(self.logits)
         head = Head(module.classify, config.label_activation) if hasattr(module, "classify") else None
-        self._pooler = Pooler(getattr(module, "pooling", "last"), head)
+        self._pooler = Pooler(getattr(module, "pooling", "last"), head, self._tail, self._adapters.use_rows)
         self._errors = RowErrors()
         self._params: dict[int, SamplingParams | PoolingParams] = {}
         self._num_prompt_tokens: dict[int, int] = {}
@@ -247,10 +280,12 @@ class Runner:
             needs_whole_prompts=model.is_encoder,
             can_generate=self._can_generate,
             pooling=getattr(model.module, "pooling", "last"),
-            embedding_size=model.config.hidden_size,
+            embedding_size=self._tail.size(model.config.hidden_size),
             labels=model.config.labels if hasattr(model.module, "classify") else (),
             weights_bytes=model.weights_bytes,
             kv_bytes=self.kv.num_bytes,
+            max_loras=self._adapters.num_slots,
+            max_cpu_loras=self._parts.adapters.host_slots if self._parts.adapters and self._adapters.num_slots else 0,
             device=str(self.device),
             attention_backend=model.backend_name,
             facts={
@@ -258,6 +293,8 @@ class Runner:
                 "dtype": str(model.dtype).removeprefix("torch."),
                 "quantization": model.quantization,
                 "load_s": elapsed_s,
+                "adapter_slots_bytes": self._adapters.num_bytes,
+                "memory_bandwidth": memory_bandwidth(self.device) if self.device.type == "cuda" else None,
             },
         )
 
@@ -281,11 +318,19 @@ class Runner:
         if not plan.rows:
             return PendingStep(plan, started_s)
         batch = self.rows.batch(plan)
+        self._adapters.use_tokens(plan.rows, plan.counts)
         hidden = self.forward(batch)
         tokens = self._sample(plan, batch, hidden, masks)
         self._score_prompts(plan, batch, hidden)
         self._pool(plan, batch, hidden)
         return PendingStep(plan, started_s, tokens, self._scorer.take(), self._pooler.take(), self._errors.of(plan.rows))
+
+    def forget_step(self) -> None:
+        """A step failed midway: nothing it found may be taken for the next one's, and its memory is free again."""
+        self._scorer.take()
+        self._pooler.take()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states [T, hidden_size] of a batch."""
@@ -297,9 +342,11 @@ class Runner:
         return self._model.module.logits(hidden)  # type: ignore[operator]
 
     def _apply(self, plan: StepPlan) -> None:
-        """Rows go, rows come, rows get blocks."""
+        """Rows go, adapters take slots, rows come and get blocks."""
         for row in plan.released:
             self._release(row)
+        for load in plan.adapter_loads:
+            self._adapters.fill(load.slot, load.adapter_id)
         for admit in plan.admitted:
             self._admit(admit)
         if plan.block_updates:
@@ -308,7 +355,10 @@ class Runner:
             self.rows.update_tokens(plan.token_updates)
 
     def _release(self, row: int) -> None:
-        self._sampler.release(row)
+        try:
+            self._sampler.release(row)
+        except Exception:
+            log.exception("a sampler failed to release row %d", row)
         self._pooler.release(row)
         self._errors.release(row)
         self._params.pop(row, None)
@@ -321,6 +371,7 @@ class Runner:
         if ids.size > self.max_model_len or ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab_size:
             self._errors.add(admit.row, f"token ids must be below {vocab_size} and at most {self.max_model_len} of them")
             ids = ids[: self.max_model_len].clip(0, vocab_size - 1)
+        self._adapters.admit(admit.row, admit.adapter_slot)
         self._params[admit.row] = admit.params
         self._num_prompt_tokens[admit.row] = admit.num_prompt_tokens
         self.rows.admit(admit.row, ids, admit.token_types)
@@ -343,6 +394,7 @@ class Runner:
             index = torch.from_numpy(np.asarray(chosen)).to(self.device, non_blocking=True)
             last = hidden[batch.query_start[1:][index].long() - 1]
             rows, num_tokens = batch.rows[index], batch.seq_lens[index].long()
+        self._adapters.use_rows([plan.rows[index] for index in chosen])
         logits = self.logits(last)
         if masks is not None and plan.masked:
             places = [chosen.index(index) for index in plan.masked]
@@ -369,6 +421,7 @@ class Runner:
                 if begin < end:
                     here = slice(first + begin - start, first + end - start)
                     next_ids = self.rows.token_ids[row, begin + 1 : end + 1].long()
+                    self._adapters.use_one(row)
                     self._scorer.score(row, hidden[here], next_ids, params.prompt_logprobs)
             first += count
 
@@ -384,6 +437,23 @@ class Runner:
                     self._errors.add(row, error)
             first += count
 
+    # --- adapters
+
+    def read_adapter(self, path: Path) -> PackedAdapter:
+        """Read an adapter's files and lay it out; called beside the steps, changes nothing here."""
+        if isinstance(self._adapters, NoAdapters):
+            raise AdapterError("adapters are not served: enable_lora is off")
+        found = read_adapter(path, self._parts.adapter_formats, self._adapters.modules, self._adapters.max_rank)
+        return pack(found, self._adapters)
+
+    def keep_adapter(self, adapter_id: int, packed: PackedAdapter) -> None:
+        """Hold it in host memory, for plans to put into slots."""
+        self._adapters.keep(adapter_id, packed)
+
+    def drop_adapter(self, adapter_id: int) -> None:
+        """Let go of the host's copy."""
+        self._adapters.drop(adapter_id)
+
     # --- sleep and wake
 
     def release_kv(self) -> None:
@@ -397,7 +467,7 @@ class Runner:
     def close(self) -> None:
         """Drop every tensor."""
         self.__dict__.pop("_model", None)
-        for name in ("kv", "rows", "_sampler", "_scorer", "_pooler"):
+        for name in ("kv", "rows", "_adapters", "_sampler", "_scorer", "_pooler", "_tail"):
             self.__dict__.pop(name, None)
         if getattr(self, "device", None) is not None and self.device.type == "cuda":
             torch.cuda.empty_cache()

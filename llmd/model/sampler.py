@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from llmd.engine.params import SamplingParams
-from llmd.engine.step import RowAdmit, TokenLogprobs
+from llmd.engine.step import NONFINITE_LOGITS, RowAdmit, TokenLogprobs
 from llmd.model.cuts import Cuts, draw_cut
 from llmd.model.draw import first_max, pick, probabilities, slices, uniforms, weights
 from llmd.model.logits import LogitsContext, LogitsProcessor, Rows, core_processors, to_device
@@ -128,7 +128,7 @@ def _bits(x: Tensor) -> Tensor:
 def _why_bad(best: float) -> str:
     if best == -math.inf:
         return "no token is left to sample: allowed_token_ids, bad_words, logit_bias and min_tokens exclude all of them"
-    return "the model's logits are not finite"
+    return NONFINITE_LOGITS
 
 
 class Sampler(Protocol):
@@ -215,7 +215,10 @@ class TorchSampler:
         self._pass = None
         self._params.pop(row, None)
         for processor in self._wanted.pop(row, ()):
-            processor.release(row)
+            try:
+                processor.release(row)
+            except Exception:
+                log.exception("a logits processor failed to release row %d", row)
 
     def sample(
         self,

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Self, Unpack
 
 from llmd.engine.params import BeamSearchParams, PoolingParams, SamplingParams
 from llmd.loading import in_thread
+from llmd.offline.adapters import Lora
 from llmd.offline.beams import BeamSearchOutput, search_all
-from llmd.offline.jobs import ChatOptions, Job, JobMaker, Prompt, as_list, num_characters
+from llmd.offline.jobs import ChatOptions, Job, JobMaker, Prompt, as_list, num_characters, with_loras
 from llmd.offline.outputs import RequestOutputKind
 from llmd.offline.pooled import Scoring
 from llmd.offline.results import classification_output, embedding_output, pooling_output
@@ -87,6 +88,7 @@ class AsyncLLM:
         *,
         output_kind: RequestOutputKind | str = RequestOutputKind.CUMULATIVE,
         priority: int = 0,
+        lora_request: Lora = None,
     ) -> AsyncGenerator[RequestOutput, None]:
         """Continue one prompt, and yield an output for each piece of it: all so far, "delta", or "final_only".
 
@@ -94,7 +96,7 @@ class AsyncLLM:
         served; where the engine's queue is full, it waits.
         """
         make = partial(self._running.jobs.generation, [prompt], sampling_params)
-        return self._stream(make, num_characters([prompt]), request_id, output_kind, priority)
+        return self._stream(make, num_characters([prompt]), request_id, output_kind, priority, lora_request)
 
     def chat(
         self,
@@ -104,13 +106,14 @@ class AsyncLLM:
         *,
         output_kind: RequestOutputKind | str = RequestOutputKind.CUMULATIVE,
         priority: int = 0,
+        lora_request: Lora = None,
         **options: Unpack[ChatOptions],
     ) -> AsyncGenerator[RequestOutput, None]:
         """Answer one conversation with the model's chat template, piece by piece, as `generate` does."""
         jobs = self._running.jobs
         text = jobs.render(messages, **options)
         make = partial(jobs.generation, [text], sampling_params, add_special_tokens=False)
-        return self._stream(make, len(text), request_id, output_kind, priority)
+        return self._stream(make, len(text), request_id, output_kind, priority, lora_request)
 
     async def abort(self, request_id: str | Iterable[str]) -> None:
         """End requests by their ids: the iterator of each yields a last output with finish_reason "abort".
@@ -120,12 +123,18 @@ class AsyncLLM:
         for one in [request_id] if isinstance(request_id, str) else request_id:
             self._running.runner.abort(one)
 
-    async def beam_search(self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams) -> list[BeamSearchOutput]:
+    async def beam_search(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        *,
+        lora_request: Lora | Sequence[Lora] = None,
+    ) -> list[BeamSearchOutput]:
         """The likeliest continuations of each prompt, as Hugging Face's generate(num_beams=…) finds them."""
         state, given = self._running, as_list(prompts)
         step = SamplingParams(temperature=0.0, max_tokens=1)
         jobs = await self._made(partial(state.jobs.generation, given, step), num_characters(given))
-        return await search_all(state.service, jobs, params, state.runner)
+        return await search_all(state.service, with_loras(jobs, lora_request), params, state.runner)
 
     # --- vectors, classes, scores
 
@@ -136,11 +145,12 @@ class AsyncLLM:
         *,
         truncate_prompt_tokens: int | None = None,
         prompt_name: str | None = None,
+        lora_request: Lora | Sequence[Lora] = None,
     ) -> list[PoolingRequestOutput]:
         """What the model makes of each prompt, as an array: a vector, or a classifier's scores."""
         given, options = as_list(prompts), {"max_length": truncate_prompt_tokens, "prompt_name": prompt_name}
         make = partial(self._running.jobs.pooling, given, pooling_params, **options)  # type: ignore[arg-type]
-        return await self._pool(make, num_characters(given))
+        return await self._pool(make, num_characters(given), lora_request)
 
     async def embed(
         self,
@@ -149,9 +159,11 @@ class AsyncLLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         truncate_prompt_tokens: int | None = None,
         prompt_name: str | None = None,
+        lora_request: Lora | Sequence[Lora] = None,
     ) -> list[EmbeddingRequestOutput]:
         """A vector for each prompt, as a list of floats."""
         options: dict[str, Any] = {"truncate_prompt_tokens": truncate_prompt_tokens, "prompt_name": prompt_name}
+        options["lora_request"] = lora_request
         return [embedding_output(one) for one in await self.encode(prompts, pooling_params or PoolingParams(), **options)]
 
     async def classify(
@@ -160,10 +172,12 @@ class AsyncLLM:
         *,
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         truncate_prompt_tokens: int | None = None,
+        lora_request: Lora | Sequence[Lora] = None,
     ) -> list[ClassificationRequestOutput]:
         """Probabilities of a classifier's labels for each prompt."""
         params = pooling_params or PoolingParams(task="classify")
-        pooled = await self.encode(prompts, params, truncate_prompt_tokens=truncate_prompt_tokens)
+        options: dict[str, Any] = {"truncate_prompt_tokens": truncate_prompt_tokens, "lora_request": lora_request}
+        pooled = await self.encode(prompts, params, **options)
         return [classification_output(one) for one in pooled]
 
     async def score(
@@ -199,13 +213,22 @@ class AsyncLLM:
         return await self._running.service.tokenizer.off_loop(num_characters, make)
 
     def _stream(
-        self, make: Callable[[], list[Job]], num_characters: int, request_id: str | None, kind: str, priority: int
+        self,
+        make: Callable[[], list[Job]],
+        num_characters: int,
+        request_id: str | None,
+        kind: str,
+        priority: int,
+        lora_request: Lora,
     ) -> AsyncGenerator[RequestOutput, None]:
         async def prepared() -> Job:
-            return (await self._made(make, num_characters))[0]
+            return with_loras(await self._made(make, num_characters), lora_request)[0]
 
         runner = self._running.runner
         return runner.stream(prepared, request_id or runner.new_id(), RequestOutputKind(kind), priority)
 
-    async def _pool(self, make: Callable[[], list[Job]], num_characters: int) -> list[PoolingRequestOutput]:
-        return await self._running.runner.run_all(await self._made(make, num_characters), pooling_output)
+    async def _pool(
+        self, make: Callable[[], list[Job]], num_characters: int, lora_request: Lora | Sequence[Lora] = None
+    ) -> list[PoolingRequestOutput]:
+        jobs = with_loras(await self._made(make, num_characters), lora_request)
+        return await self._running.runner.run_all(jobs, pooling_output)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llmd.engine.params import BeamSearchParams
+from llmd.offline.adapters import make_ready
 from llmd.server.beam import all_of, beam_search
 
 if TYPE_CHECKING:
@@ -41,12 +42,15 @@ async def search_all(
     """Search for each prompt, some of them at a time. Raises the first error, the others are given up."""
     slots = asyncio.Semaphore(max(1, runner.max_in_flight // params.beam_width))
 
-    async def run(prompt: Sequence[int]) -> BeamSearchOutput:
+    await make_ready(service, [job.lora for job in jobs])
+
+    async def run(job: Job) -> BeamSearchOutput:
+        prompt, adapter = job.prompt.token_ids, job.lora.name if job.lora is not None else None
         async with slots:
-            beams = await beam_search(service, prompt, params, request_id=runner.new_id())
+            beams = await beam_search(service, prompt, params, request_id=runner.new_id(), adapter=adapter)
         return BeamSearchOutput(sequences=[_sequence(service, prompt, beam, params) for beam in beams])
 
-    return await all_of([run(job.prompt.token_ids) for job in jobs])
+    return await all_of([run(job) for job in jobs])
 
 
 def _sequence(service: ModelService, prompt: Sequence[int], beam: Beam, params: BeamSearchParams) -> BeamSearchSequence:

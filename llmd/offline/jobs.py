@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.request import Prompt as TokenPrompt
 from llmd.errors import InvalidRequest
+from llmd.offline.adapters import Lora, LoRARequest, one_each
 
 if TYPE_CHECKING:
     from llmd.server.generate import ModelService
@@ -37,6 +38,12 @@ class Job:
     prompt: TokenPrompt
     params: SamplingParams | PoolingParams
     cache_salt: str | None
+    lora: LoRARequest | None = None
+
+
+def with_loras(jobs: list[Job], given: Lora | Sequence[Lora]) -> list[Job]:
+    """The jobs with their adapters: one for all, or one for each."""
+    return [replace(job, lora=lora) for job, lora in zip(jobs, one_each(given, len(jobs)), strict=True)]
 
 
 def as_list(prompts: Any) -> Sequence[Prompt]:

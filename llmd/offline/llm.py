@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, Unpack
 
 from llmd.engine.params import BeamSearchParams, PoolingParams, SamplingParams
+from llmd.offline.adapters import Lora
 from llmd.offline.beams import BeamSearchOutput, search_all
-from llmd.offline.jobs import ChatOptions, Job, JobMaker, Prompt, as_list
+from llmd.offline.jobs import ChatOptions, Job, JobMaker, Prompt, as_list, with_loras
 from llmd.offline.loop import LoopThread, Progress
 from llmd.offline.outputs import RequestOutputKind
 from llmd.offline.pooled import Scoring
@@ -63,31 +64,35 @@ class LLM:
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: Tqdm = True,
         *,
+        lora_request: Lora | Sequence[Lora] = None,
         prompt_token_ids: Sequence[Any] | None = None,
         priority: Sequence[int] | None = None,
     ) -> list[RequestOutput]:
         """Continue each prompt: text, token ids, or {"prompt": …} or {"prompt_token_ids": …}; results in their order.
 
-        Without sampling_params the model's defaults are taken. A prompt that cannot be served raises InvalidRequest before
+        Without sampling_params the model's defaults are taken. `lora_request` is an adapter for all prompts, by name or as a
+        LoRARequest, or one (or None) for each. A prompt that cannot be served raises InvalidRequest before
         any of them runs.
         """
         given = prompts if prompts is not None else prompt_token_ids
         if given is None or (prompts is not None and prompt_token_ids is not None):
             raise TypeError("generate() takes either prompts or prompt_token_ids")
         jobs = self._jobs.generation(as_list(given), sampling_params)
-        return self._run(jobs, use_tqdm, request_output, priority)
+        return self._run(with_loras(jobs, lora_request), use_tqdm, request_output, priority)
 
     def chat(
         self,
         messages: Sequence[Any],
         sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
         use_tqdm: Tqdm = True,
+        *,
+        lora_request: Lora | Sequence[Lora] = None,
         **options: Unpack[ChatOptions],
     ) -> list[RequestOutput]:
         """Answer a conversation, or each of a list of conversations, with the model's chat template."""
         is_one = bool(messages) and isinstance(messages[0], Mapping)
         jobs = self._jobs.chat([messages] if is_one else messages, sampling_params, options)
-        return self._run(jobs, use_tqdm, request_output)
+        return self._run(with_loras(jobs, lora_request), use_tqdm, request_output)
 
     def stream(
         self,
@@ -96,12 +101,14 @@ class LLM:
         *,
         output_kind: RequestOutputKind | str = RequestOutputKind.CUMULATIVE,
         priority: int = 0,
+        lora_request: Lora = None,
     ) -> Iterator[RequestOutput]:
         """Continue one prompt, and yield an output for each piece of it: all so far, or ("delta") only what is new.
 
         A prompt that cannot be served raises InvalidRequest here and now; leaving the iterator ends the request.
         """
-        return self._stream(self._jobs.generation([prompt], sampling_params), output_kind, priority)
+        jobs = with_loras(self._jobs.generation([prompt], sampling_params), lora_request)
+        return self._stream(jobs, output_kind, priority)
 
     def stream_chat(
         self,
@@ -110,18 +117,25 @@ class LLM:
         *,
         output_kind: RequestOutputKind | str = RequestOutputKind.CUMULATIVE,
         priority: int = 0,
+        lora_request: Lora = None,
         **options: Unpack[ChatOptions],
     ) -> Iterator[RequestOutput]:
         """Answer one conversation, piece by piece, as `stream` does."""
-        return self._stream(self._jobs.chat([messages], sampling_params, options), output_kind, priority)
+        jobs = with_loras(self._jobs.chat([messages], sampling_params, options), lora_request)
+        return self._stream(jobs, output_kind, priority)
 
     def beam_search(
-        self, prompts: Prompt | Sequence[Prompt], params: BeamSearchParams, use_tqdm: bool = False
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: BeamSearchParams,
+        use_tqdm: bool = False,
+        *,
+        lora_request: Lora | Sequence[Lora] = None,
     ) -> list[BeamSearchOutput]:
         """The likeliest continuations of each prompt, as Hugging Face's generate(num_beams=…) finds them."""
         jobs = self._jobs.generation(as_list(prompts), SamplingParams(temperature=0.0, max_tokens=1))
         self._check_alive()
-        return self._loop.call(search_all(self._service, jobs, params, self._runner))
+        return self._loop.call(search_all(self._service, with_loras(jobs, lora_request), params, self._runner))
 
     # --- vectors, classes, scores
 
@@ -133,6 +147,7 @@ class LLM:
         *,
         truncate_prompt_tokens: int | None = None,
         prompt_name: str | None = None,
+        lora_request: Lora | Sequence[Lora] = None,
     ) -> list[PoolingRequestOutput]:
         """What the model makes of each prompt, as an array: a vector, or a classifier's scores.
 
@@ -140,7 +155,7 @@ class LLM:
         """
         given = as_list(prompts)
         jobs = self._jobs.pooling(given, pooling_params, max_length=truncate_prompt_tokens, prompt_name=prompt_name)
-        return self._run(jobs, use_tqdm, pooling_output)
+        return self._run(with_loras(jobs, lora_request), use_tqdm, pooling_output)
 
     def embed(
         self,
@@ -150,9 +165,11 @@ class LLM:
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         truncate_prompt_tokens: int | None = None,
         prompt_name: str | None = None,
+        lora_request: Lora | Sequence[Lora] = None,
     ) -> list[EmbeddingRequestOutput]:
         """A vector for each prompt, as a list of floats."""
         options: dict[str, Any] = {"truncate_prompt_tokens": truncate_prompt_tokens, "prompt_name": prompt_name}
+        options["lora_request"] = lora_request
         pooled = self.encode(prompts, pooling_params or PoolingParams(), use_tqdm, **options)
         return [embedding_output(output) for output in pooled]
 
@@ -163,10 +180,12 @@ class LLM:
         *,
         pooling_params: PoolingParams | Sequence[PoolingParams] | None = None,
         truncate_prompt_tokens: int | None = None,
+        lora_request: Lora | Sequence[Lora] = None,
     ) -> list[ClassificationRequestOutput]:
         """Probabilities of a classifier's labels for each prompt."""
         params = pooling_params or PoolingParams(task="classify")
-        pooled = self.encode(prompts, params, use_tqdm, truncate_prompt_tokens=truncate_prompt_tokens)
+        options: dict[str, Any] = {"truncate_prompt_tokens": truncate_prompt_tokens, "lora_request": lora_request}
+        pooled = self.encode(prompts, params, use_tqdm, **options)
         return [classification_output(output) for output in pooled]
 
     def score(

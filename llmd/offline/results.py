@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from llmd.engine.step import FinishReason, TokenLogprobs
+from llmd.errors import AdapterError
 from llmd.offline.outputs import (
     ClassificationOutput,
     ClassificationRequestOutput,
@@ -25,6 +26,7 @@ from llmd.offline.outputs import (
 )
 
 if TYPE_CHECKING:
+    from llmd.offline.adapters import LoRARequest
     from llmd.offline.jobs import Job
     from llmd.server.generate import ModelService
     from llmd.text.stream import RequestStream, TextDelta
@@ -40,6 +42,7 @@ class Answer:
 
     def __init__(self, service: ModelService, stream: RequestStream, job: Job, kind: RequestOutputKind) -> None:
         self._service, self._stream, self._text, self._kind = service, stream, job.text, kind
+        self._lora = job.lora
         self._prompt_rows: dict[int, list[TokenLogprobs]] = {}  # by sequence: each of them scores the prompt
         self._has_told_prompt = False
         self._completions: dict[int, CompletionOutput] = {}
@@ -49,7 +52,7 @@ class Answer:
         check_ended(self._stream, deltas)
         for delta in deltas:
             self._prompt_rows.setdefault(delta.index, []).extend(delta.prompt_logprobs or ())
-        news = [_completion(self._service, delta) for delta in deltas]
+        news = [_completion(self._service, delta, self._lora) for delta in deltas]
         for completion in news:
             self._completions[completion.index] = _joined(self._completions.get(completion.index), completion)
         if self._kind is RequestOutputKind.DELTA:
@@ -105,6 +108,7 @@ class Answer:
                 finished_time=stream.finished_s,
             ),
             num_cached_tokens=stream.num_cached_tokens,
+            lora_request=self._lora,
         )
 
 
@@ -120,11 +124,13 @@ def check_ended(stream: RequestStream, deltas: Iterable[TextDelta]) -> None:
     if stream.error is not None:
         raise stream.error
     for delta in deltas:
+        if delta.finish_reason is FinishReason.REFUSED:
+            raise AdapterError(delta.error or "the adapter cannot be loaded", param="lora_request")
         if delta.finish_reason is FinishReason.ERROR:
             logger.warning("request %s, sequence %d ended with an error: %s", delta.request_id, delta.index, delta.error)
 
 
-def _completion(service: ModelService, delta: TextDelta) -> CompletionOutput:
+def _completion(service: ModelService, delta: TextDelta, lora: LoRARequest | None) -> CompletionOutput:
     return CompletionOutput(
         index=delta.index,
         text=delta.text,
@@ -133,6 +139,7 @@ def _completion(service: ModelService, delta: TextDelta) -> CompletionOutput:
         logprobs=None if delta.logprobs is None else _named(service, delta.logprobs),
         finish_reason=str(delta.finish_reason) if delta.finish_reason is not None else None,
         stop_reason=delta.stop_reason,
+        lora_request=lora,
     )
 
 

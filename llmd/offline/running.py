@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from llmd.engine.params import SamplingParams
 from llmd.errors import InvalidRequest, Overloaded
+from llmd.offline.adapters import make_ready
 from llmd.offline.results import Answer, check_ended
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class Runner:
     ) -> list[T]:
         """What `finish` makes of each whole stream, in the jobs' order; the first error ends them all."""
         slots = asyncio.Semaphore(self.max_in_flight)
+        await make_ready(self._service, [job.lora for job in jobs])
 
         async def run(job: Job, level: int) -> T:
             async with slots, await self._open(job, self.new_id(), level) as stream:
@@ -82,6 +84,7 @@ class Runner:
         live = self._live[request_id] = _Live()
         try:
             job = await prepare()
+            await make_ready(self._service, [job.lora])
             async with await self._open(job, request_id, priority) as stream:
                 live.stream = stream
                 if live.is_aborted:
@@ -118,6 +121,7 @@ class Runner:
 
     async def _begin(self, job: Job, request_id: str, priority: int) -> RequestStream:
         options: dict[str, Any] = {"request_id": request_id, "priority": priority, "cache_salt": job.cache_salt}
+        options["adapter"] = job.lora.name if job.lora is not None else None
         if isinstance(job.params, SamplingParams):
             return await self._service.generate(job.prompt.token_ids, job.params, clip_max_tokens=True, **options)
         return await self._service.embed(job.prompt, job.params, **options)

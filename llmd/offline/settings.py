@@ -11,11 +11,12 @@ from llmd.config_load import load_config
 from llmd.daemon import build_service, load_catalog, resolve_model
 from llmd.flags import settings_of
 from llmd.flags_table import FLAGS
+from llmd.offline.adapters import as_modules
 
 if TYPE_CHECKING:
     from llmd.server.generate import ModelService
 
-_ALIASES = {"kv_cache_bytes": "kv_cache_memory_bytes", "disable_log_stats": None}
+_ALIASES = {"kv_cache_bytes": "kv_cache_memory_bytes", "lora_configs": "lora_modules", "disable_log_stats": None}
 _MAX_UNREAD_BYTES = 1 << 30  # the reader is the program itself: it may pause for longer than a client may
 
 
@@ -40,6 +41,8 @@ def make_config(caller: str, options: dict[str, Any]) -> Config:
         target = _ALIASES.get(name, name)
         if target is not None:
             given[target] = str(value) if isinstance(value, Path) else value
+    if "lora_modules" in given:
+        given["lora_modules"] = as_modules(given["lora_modules"])
     config = load_config(settings=settings_of(given))
     server = config.server.model_copy(update={"max_stream_buffer_bytes": _MAX_UNREAD_BYTES})
     return config.model_copy(update={"server": server})

@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+    from llmd.config import AdaptersConfig, Config
+
 hookspec = pluggy.HookspecMarker("llmd")
 
 # --- the command line and the configuration
@@ -201,8 +203,13 @@ def llmd_register_services() -> list[ServiceSpec]:
 
 
 @hookspec(firstresult=True)
-def llmd_resolve_adapter(name: str) -> str | None:
+def llmd_resolve_adapter(name: str, config: AdaptersConfig) -> str | None:
     """Find an adapter that is not loaded: the path of its folder, or None when it is not ours."""
+
+
+@hookspec
+def llmd_reloaded(config: Config, sections: Mapping[str, Any]) -> None:
+    """The configuration was reloaded: `sections` are the plugins' settings as they are now."""
 
 
 @hookspec

@@ -22,12 +22,13 @@ if TYPE_CHECKING:
     from llmd.config import ModelConfig
     from llmd.engine.executor import Executor, LoadProgress
     from llmd.engine.queue import WaitingQueue
+    from llmd.model.adapters import AdapterFormat
     from llmd.model.loader import Checkpoint
     from llmd.model.logits import LogitsProcessor
     from llmd.model.quantization import Quantization
     from llmd.model.sampler import Sampler
     from llmd.server.auth import Authenticator
-    from llmd.text.parsers import Parser
+    from llmd.text.parsers import CallForm, Parser
     from llmd.text.structured import Constraint, GrammarCompiler
 
 
@@ -62,6 +63,7 @@ class ModelSourceSpec(Spec):
     resolve: Callable[[ModelConfig, Callable[[LoadProgress], None]], Path]  # may block: called off the loop
     order: int = 100
     check: Callable[[ModelConfig], str | None] | None = None  # what is wrong as far as files here tell, for `llmd check`
+    adapters: Callable[[ModelConfig], Mapping[str, str]] | None = None  # those that come with the model: name → folder
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -75,22 +77,32 @@ class CheckpointFormatSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ArchitectureSpec(Spec):
-    """A model architecture; `architectures` are the names in config.json that it serves.
+    """A model architecture; `architectures` are the names in config.json that it serves, "*" what no other one serves.
 
-    An encoder has no KV groups: each token attends to every other of its prompt, which is computed whole.
+    An encoder has no KV groups: each token attends to every other of its prompt, which is computed whole. What serves "*" is
+    asked `why_not(content of config.json)`, without torch: reasons, empty means that it can. `spell` turns that content into
+    the words of Llama's config.json, where a model has others; it may raise ModelError and import what it needs.
     """
 
     architectures: tuple[str, ...]
     build: Callable[..., Any]  # (config, layers) -> torch.nn.Module with forward(batch) and weight_names
     is_encoder: bool = False
+    why_not: Callable[[Mapping[str, Any]], list[str]] | None = None
+    spell: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class QuantizationSpec(Spec):
-    """A quantization method. `build(settings)` returns the Quantization that gives each linear its QuantMethod."""
+    """A quantization method. `build(settings)` returns the Quantization that gives each linear its QuantMethod.
+
+    `check(settings)` tells whether a checkpoint's quantization_config is of this method, and raises ModelError for what the
+    method cannot read of it; it loads no torch, so that `llmd check` may ask. Without it only `detect` tells.
+    """
 
     build: Callable[..., Quantization]
     online: bool = False  # can quantize a 16-bit checkpoint while it loads
+    check: Callable[[Mapping[str, Any]], bool] | None = None
+    devices: tuple[str, ...] = ()  # device types that it runs on: "cpu", "cuda"; none: on all
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,9 +119,10 @@ class AttentionBackendSpec(Spec):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdapterFormatSpec(Spec):
-    """A file format of adapters (LoRA is one)."""
+    """A file format of adapters; of those that find their files in a folder, the lowest `order` reads it."""
 
-    build: Callable[..., Any]
+    build: Callable[[], AdapterFormat]
+    order: int = 100
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -159,13 +172,15 @@ class ParserSpec(Spec):
     """Splits generated text into content, reasoning or tool calls. `claims(facts)` says whether it fits a model.
 
     A tool parser is built with `build(tools, make_id=…)`, both optional, a reasoning parser with `build(prompt)`, the
-    prompt's text. `constrain(tools, choice)` gives what forces a call in the parser's format, of the function named by
-    `choice` or ("required") of any of the tools.
+    prompt's text. `form` is how the format writes its calls: what forces them, and strict functions, are made of it.
+    Where a format is no CallForm, `constrain(tools, choice)` gives what forces a call, of the function named by `choice`
+    or ("required") of any of the tools.
     """
 
     build: Callable[..., Parser]
     claims: Callable[[Mapping[str, Any]], bool] | None = None
     constrain: Callable[[Sequence[Mapping[str, Any]], str], Constraint | None] | None = None
+    form: CallForm | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -246,3 +261,40 @@ class RequestSummary:
     e2e_s: float
     client_gone: bool = False
     facts: Mapping[str, Any] = field(default_factory=dict)
+    adapter: str = ""
+    arrived_s: float = 0.0  # wall clock
+    prefill_s: float | None = None  # from the first row given to the first token
+    decode_s: float | None = None  # from the first token to the end
+    num_steps: int = 0  # engine steps from the first row given to the last token
+    num_preemptions: int = 0
+
+    def fields(self) -> dict[str, Any]:
+        """The receipt as plain data, as logs, headers and admin routes show it."""
+        return {
+            "request_id": self.request_id,
+            "arrived_s": round(self.arrived_s, 3),
+            "method": self.facts.get("method", ""),
+            "route": self.route,
+            "status": self.status,
+            "model": self.model,
+            "adapter": self.adapter,
+            "key": self.key,
+            "prompt_tokens": self.num_prompt_tokens,
+            "cached_tokens": self.num_cached_tokens,
+            "output_tokens": self.num_output_tokens,
+            "queue_ms": _ms(self.queue_s),
+            "prefill_ms": _ms(self.prefill_s),
+            "decode_ms": _ms(self.decode_s),
+            "ttft_ms": _ms(self.ttft_s),
+            "e2e_ms": _ms(self.e2e_s),
+            "steps": self.num_steps,
+            "preemptions": self.num_preemptions,
+            "finish_reasons": list(self.finish_reasons),
+            "client_gone": self.client_gone,
+            "trace_id": self.facts.get("traceparent", "")[3:35],
+            "error": self.facts.get("error"),
+        }
+
+
+def _ms(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 3)

@@ -24,6 +24,7 @@ from llmd.server.middleware import receipt_of
 from llmd.server.receipts import adapter_of, live_row
 
 if TYPE_CHECKING:
+    from llmd.engine.adapter_slots import AdapterInfo
     from llmd.server.app import ServerContext
     from llmd.server.generate import ModelService
     from llmd.server.middleware import Receipt
@@ -73,7 +74,13 @@ def _usage(context: ServerContext, what: str, running: Counter[tuple[str, str]])
 def _model_row(model: ModelService) -> dict[str, Any]:
     stats = asdict(model.engine.stats()) if model.state != "loading" else None
     progress = {"phase": model.progress.phase, "fraction": model.progress.fraction}
-    return {"names": list(model.names), "state": model.state, "progress": progress, "stats": stats}
+    adapters = [_adapter_row(info) for info in model.adapters.list()[:_MAX_ROWS]]
+    return {"names": list(model.names), "state": model.state, "progress": progress, "stats": stats, "adapters": adapters}
+
+
+def _adapter_row(info: AdapterInfo) -> dict[str, Any]:
+    """Where an adapter is and what it cost; its folder is not for everybody."""
+    return {name: value for name, value in info._asdict().items() if name != "path"}
 
 
 def _requests(context: ServerContext) -> Handler:

@@ -16,7 +16,8 @@ from llmd.engine.params import SamplingParams
 from llmd.engine.request import Prompt, Request
 from llmd.engine.scheduler import Scheduler
 from llmd.engine.step import FinishReason
-from llmd.errors import AdapterError, AdapterNotFound, InvalidRequest, ModelNotFound
+from llmd.errors import AdapterError, AdapterNotFound, InvalidRequest, ModelNotFound, NotReady
+from llmd_plugins.scheduling.fair import FairQueue
 from llmd_plugins.scheduling.fcfs import FcfsQueue
 
 PROMPT = list(range(1, 11))
@@ -153,6 +154,18 @@ async def test_host_memory_keeps_the_most_recent():
         assert executor.adapters_read == ["/a", "/b", "/c", "/b"]
 
 
+async def test_what_a_step_puts_into_a_slot_is_dropped_after_it():
+    async with with_adapters(max_loras=3, max_cpu_loras=1) as (engine, sink, executor):
+        executor.step_s = 0.001
+        for name in "abcde":
+            engine.adapter_store.declare(name, f"/{name}")
+            engine.add(ask(name, name, sampling={"max_tokens": 9}))
+        for name in "abcde":
+            assert await sink.end(name) == [FinishReason.LENGTH]
+            assert sink.tokens(name) == expected_tokens(PROMPT, 9, 1000, adapter=f"/{name}")
+        assert sum(info.num_evictions for info in engine.adapter_store.list()) >= 2
+
+
 async def test_a_thousand_loads_leave_nothing_behind():
     async with with_adapters(max_loras=2, max_cpu_loras=3) as (engine, sink, executor):
         store = engine.adapter_store
@@ -168,15 +181,27 @@ async def test_a_thousand_loads_leave_nothing_behind():
         assert executor.device.adapters == {}
 
 
+async def test_who_waits_for_files_hears_that_the_engine_stops():
+    async with with_adapters() as (engine, sink, executor):
+        executor.load_s = 60.0
+        loading = asyncio.create_task(engine.adapter_store.load("a", "/a"))
+        engine.adapter_store.declare("b", "/b")
+        engine.add(ask("r", "b"))
+        await asyncio.sleep(0.01)
+    with pytest.raises(NotReady):
+        await loading
+    assert await sink.end("r") == [FinishReason.ABORT]
+
+
 class Crowd:
     """Clients of equal demand over a scheduler and a fake device: each asks again as soon as it is answered."""
 
-    def __init__(self, num_adapters, num_slots, *, clients, num_rows, threshold, max_tokens):
+    def __init__(self, num_adapters, num_slots, *, clients, num_rows, threshold, max_tokens, waiting=None):
         info = fake_info(
             num_blocks=num_rows * 16, max_num_seqs=num_rows, max_loras=num_slots, max_cpu_loras=num_adapters, vocab_size=50
         )
         config = SchedulerConfig(max_num_seqs=num_rows, adapter_drain_threshold=threshold)
-        self.scheduler = Scheduler(config, CacheConfig(block_size=4), info, FcfsQueue())
+        self.scheduler = Scheduler(config, CacheConfig(block_size=4), info, waiting or FcfsQueue())
         self.device, self.max_tokens = FakeDevice(info), max_tokens
         self.served: Counter[str] = Counter()
         self.names = [f"a{index}" for index in range(num_adapters)]
@@ -216,10 +241,11 @@ class Crowd:
                 self.scheduler.check()
 
 
-@pytest.mark.parametrize(("num_rows", "clients"), [(32, 2), (16, 6)])
-def test_64_adapters_share_8_slots_fairly(num_rows, clients):
-    crowd = Crowd(64, 8, clients=clients, num_rows=num_rows, threshold=4, max_tokens=12)
-    crowd.run(4000)
+@pytest.mark.parametrize(("num_rows", "clients", "threshold", "queue"), [(32, 2, 4, FcfsQueue), (16, 5, 16, FairQueue)])
+def test_64_adapters_share_8_slots_fairly(num_rows, clients, threshold, queue):
+    waiting = queue() if queue is FcfsQueue else queue(30.0)
+    crowd = Crowd(64, 8, clients=clients, num_rows=num_rows, threshold=threshold, max_tokens=12, waiting=waiting)
+    crowd.run(3000)
     least, most = min(crowd.served[name] for name in crowd.names), max(crowd.served.values())
     assert least > 100
     assert most / least <= 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import numpy as np
 import pytest
 from fakes import FakeExecutor, FakeGrammar, expected_tokens, fake_info, greedy
@@ -91,3 +93,25 @@ async def test_a_failure_ends_its_own_sequence_only(where, ends):
     assert tokens["good"] == expected_tokens([1, 2, 3], 12, 64, matcher=good.matcher())
     assert (last["bad"].finish_reason.value == "error") == ends
     assert np.array_equal(len(tokens["bad"]) < 12, ends)
+
+
+async def test_a_stop_amid_steps_whose_masks_are_not_begun_comes_to_its_end():
+    """The second step in flight gets its masks when the first is committed: after the loop's end nobody would begin them."""
+    [spec] = [spec for spec in llmd_register_scheduling_policies() if spec.name == "fcfs"]
+    for turns in range(12):
+        engine = Engine(
+            FakeExecutor(fake_info(vocab_size=64), step_s=0.002), SchedulerConfig(), CacheConfig(),
+            waiting=spec.build(SchedulerConfig()), publish=lambda deltas: None,
+        )  # fmt: skip
+        await engine.start(lambda progress: None)
+        engine.add(Request(request_id="a", prompt=Prompt((1, 2, turns)), params=greedy(max_tokens=50), grammar=Allowing()))
+        for _ in range(2 + turns):
+            await asyncio.sleep(0)
+        await asyncio.wait_for(engine.stop(), 5)
+
+
+class Allowing(Failing):
+    """A grammar that allows everything and never ends."""
+
+    def __init__(self) -> None:
+        super().__init__("nothing")

@@ -1,10 +1,14 @@
 """Paged attention: the C++ kernel and torch's SDPA against the reference; odd sizes, windows, garbage in free slots."""
 
+import math
+
 import pytest
 import torch
+from kernels.attention_calls import make_call
 
 from llmd_kernels import native
 from llmd_kernels.paged_attention import cpu, paged_attention, reference
+from llmd_kernels.quantized_kv import dequantize
 
 CASES = {
     "one": ([1], [1]),
@@ -12,25 +16,7 @@ CASES = {
     "long": ([2500, 40, 1100], [1, 40, 300]),  # decodes over more than one part
 }
 HEADS = [(6, 2, 20, 3), (3, 1, 64, 16), (14, 2, 64, 16), (4, 4, 128, 16), (7, 7, 80, 5), (40, 1, 8, 7)]
-
-
-def make_inputs(lengths, counts, heads, kv_heads, dim, block_size, dtype, kv_dtype=None):
-    torch.manual_seed(0)
-    num_blocks = sum(-(-length // block_size) for length in lengths) + 3
-    pool = torch.randn(num_blocks, 3, 2, block_size, kv_heads, dim).to(kv_dtype or dtype)
-    pool[0] = float("nan")
-    order = (torch.randperm(num_blocks - 1) + 1).to(torch.int32)
-    tables = torch.zeros(9, max(lengths) // block_size + 2, dtype=torch.int32)
-    rows, used = torch.randperm(9)[: len(lengths)], 0
-    for row, length in zip(rows, lengths, strict=True):
-        held = -(-length // block_size)
-        tables[row, :held] = order[used : used + held]
-        used += held
-        if length % block_size:  # slots that nobody has written yet
-            pool[tables[row, held - 1].item(), :, :, length % block_size :] = float("nan")
-    starts = torch.tensor([0, *torch.tensor(counts).cumsum(0)], dtype=torch.int32)
-    q = torch.randn(sum(counts), (heads + 2) * dim).to(dtype)[:, : heads * dim].view(-1, heads, dim)
-    return q, pool[:, 1], tables, rows, starts, torch.tensor(lengths, dtype=torch.int32), dim**-0.5
+EIGHT_BITS = [torch.int8, torch.float8_e4m3fn]
 
 
 @pytest.mark.parametrize("window", [None, 17])
@@ -38,34 +24,88 @@ def make_inputs(lengths, counts, heads, kv_heads, dim, block_size, dtype, kv_dty
 @pytest.mark.parametrize("heads", HEADS, ids=str)
 @pytest.mark.parametrize("case", CASES)
 def test_against_the_reference(case, heads, dtype, window):
-    inputs = make_inputs(*CASES[case], *heads, dtype)
-    expected = reference.paged_attention(*inputs, window)
+    call = make_call(*CASES[case], *heads, dtype, window=window)
+    expected = reference.paged_attention(call)
     tolerance = 2e-5 if dtype == torch.float32 else 2e-2
-    torch.testing.assert_close(cpu.paged_attention_sdpa(*inputs, window), expected, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(cpu.paged_attention_sdpa(call), expected, rtol=tolerance, atol=tolerance)
     if native.library() is not None:
-        torch.testing.assert_close(cpu.paged_attention(*inputs, window), expected, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(cpu.paged_attention(call), expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize(("dtype", "kv_dtype"), [(torch.float32, torch.bfloat16), (torch.bfloat16, torch.float32)])
 def test_a_cache_of_another_dtype(dtype, kv_dtype):
-    inputs = make_inputs(*CASES["mixed"], 6, 2, 20, 3, dtype, kv_dtype)
-    expected = reference.paged_attention(*inputs)
-    torch.testing.assert_close(paged_attention(*inputs), expected, rtol=2e-2, atol=2e-2)
+    call = make_call(*CASES["mixed"], 6, 2, 20, 3, dtype, kv_dtype)
+    torch.testing.assert_close(paged_attention(call), reference.paged_attention(call), rtol=2e-2, atol=2e-2)
 
 
-def test_a_row_does_not_depend_on_its_batch_nor_on_chunks():
+@pytest.mark.parametrize("window", [None, 17])
+@pytest.mark.parametrize("kv_dtype", EIGHT_BITS)
+@pytest.mark.parametrize("heads", HEADS, ids=str)
+@pytest.mark.parametrize("case", CASES)
+def test_a_cache_in_eight_bits(case, heads, kv_dtype, window):
+    """The kernel adds no error to that of the cache: it equals attention over what the cache says."""
+    call = make_call(*CASES[case], *heads, kv_dtype=kv_dtype, window=window)
+    plain = call._replace(kv=dequantize(call.kv.data, call.kv.scales))
+    expected = reference.paged_attention(plain)
+    for way in (reference.paged_attention, cpu.paged_attention_sdpa, paged_attention):
+        torch.testing.assert_close(way(call), expected, rtol=2e-5, atol=2e-5)
+
+
+@pytest.mark.parametrize(("kv_dtype", "bound"), [(torch.int8, 0.01), (torch.float8_e4m3fn, 0.04)])
+def test_eight_bits_are_near_the_truth(kv_dtype, bound):
+    exact = paged_attention(make_call(*CASES["long"], 14, 2, 64, 16))
+    near = paged_attention(make_call(*CASES["long"], 14, 2, 64, 16, kv_dtype=kv_dtype))
+    assert (near - exact).norm() / exact.norm() < bound
+
+
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8])
+@pytest.mark.parametrize(
+    "extras",
+    [
+        {"soft_cap": 1.5},
+        {"sinks": torch.tensor([0.5, -3.0, 20.0, 0.0, 4.0, 1.0])},
+        {"alibi_slopes": torch.tensor([0.5, 0.25, 0.125, 0.0, 1.0, 0.01])},
+        {"soft_cap": 2.0, "sinks": torch.ones(6), "alibi_slopes": torch.full((6,), 0.1), "window": 9},
+    ],
+    ids=lambda extras: " ".join(extras),
+)
+@pytest.mark.parametrize("case", CASES)
+def test_what_models_do_to_scores(case, extras, kv_dtype):
+    call = make_call(*CASES[case], 6, 2, 20, 3, kv_dtype=kv_dtype, **extras)
+    torch.testing.assert_close(paged_attention(call), reference.paged_attention(call), rtol=2e-5, atol=2e-5)
+
+
+def test_the_reference_by_hand():
+    """Two positions, one head: the words of AttentionCall as arithmetic."""
+    call = make_call([2], [1], 1, 1, 2, 4, soft_cap=3.0, sinks=torch.tensor([0.7]), alibi_slopes=torch.tensor([0.25]))
+    keys, values = (side[:, 0].double() for side in reference.gather(call.kv, call.block_table[call.rows[0]], 2))
+    raw = [3 * math.tanh(float(call.q[0, 0].double() @ key) * 2**-0.5 / 3) for key in keys]
+    weights = [math.exp(raw[0] - 0.25), math.exp(raw[1])]
+    expected = sum(weight * value for weight, value in zip(weights, values, strict=True)) / (sum(weights) + math.exp(0.7))
+    torch.testing.assert_close(reference.paged_attention(call)[0, 0].double(), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("kv_dtype", [None, *EIGHT_BITS])
+def test_a_row_does_not_depend_on_its_batch_nor_on_chunks(kv_dtype):
     """Bit for bit: tiles start at fixed positions, whatever was computed in earlier steps."""
     if native.library() is None:
         pytest.skip("no compiler")
-    q, kv, tables, rows, _, lengths, scale = make_inputs([300, 70], [300, 70], 6, 2, 20, 16, torch.float32)
-    both = paged_attention(q, kv, tables, rows, torch.tensor([0, 300, 370], dtype=torch.int32), lengths, scale)
+    both = make_call([300, 70], [300, 70], 6, 2, 20, 16, kv_dtype=kv_dtype)
+    together = paged_attention(both)
     for start, end in ((0, 300), (0, 7), (7, 150), (150, 299), (299, 300)):
         bounds, length = torch.tensor([0, end - start], dtype=torch.int32), torch.tensor([end], dtype=torch.int32)
-        alone = paged_attention(q[start:end], kv, tables, rows[:1], bounds, length, scale)
-        assert torch.equal(alone, both[start:end])
+        alone = both._replace(q=both.q[start:end], rows=both.rows[:1], query_start=bounds, seq_lens=length)
+        assert torch.equal(paged_attention(alone), together[start:end])
 
 
-def test_shapes_are_checked():
-    q, kv, *rest = make_inputs([3], [3], 6, 2, 20, 16, torch.float32)
-    with pytest.raises(ValueError, match="does not fit a cache"):
-        paged_attention(q[:, :5], kv, *rest)
+def test_what_does_not_fit_is_told():
+    call = make_call([3], [3], 6, 2, 20, 16)
+    for wrong, words in (
+        ({"q": call.q[:, :5]}, "does not fit a cache"),
+        ({"kv": call.kv.to(torch.int8)}, "needs its scales"),
+        ({"sinks": torch.zeros(5)}, r"sinks must be \[6\] float32, got \(5,\)"),
+        ({"alibi_slopes": torch.zeros(6, dtype=torch.bfloat16)}, r"alibi_slopes must be .*bfloat16"),
+        ({"soft_cap": 0.0}, "soft_cap must be above 0"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            paged_attention(call._replace(**wrong))

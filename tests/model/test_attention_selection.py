@@ -1,5 +1,6 @@
 """Which attention backend is taken, and what is said when none can be."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -48,13 +49,10 @@ def test_a_named_one_that_cannot_says_why():
 @pytest.mark.parametrize("name", ["cpu", "reference"])
 def test_built_in_reasons(name):
     backend = model_parts().attention_backends[name].build()
-    assert backend.why_not(NEEDS) == []
-    odd = AttentionNeeds(
-        device="cuda", dtype="float16", head_dim=64, num_heads=4, num_kv_heads=2, block_size=16, soft_cap=30.0,
-        has_sinks=True, kv_cache_dtype="fp8",
-    )  # fmt: skip
-    reasons = " ".join(backend.why_not(odd))
-    assert all(word in reasons for word in ("soft cap", "sinks", "fp8"))
+    for served in ("auto", "int8", "fp8"):
+        assert backend.why_not(replace(NEEDS, kv_cache_dtype=served, soft_cap=30.0, has_sinks=True, has_alibi=True)) == []
+    reasons = " ".join(backend.why_not(replace(NEEDS, device="cuda", kv_cache_dtype="int4")))
+    assert "no kv_cache_dtype int4" in reasons
     assert ("only for CPUs" in reasons) == (name == "cpu")
     assert backend.kv_shape(16, 2, 64) == (2, 16, 2, 64)
 

@@ -6,11 +6,13 @@ import pytest
 import torch
 from model.step_driver import make_runner
 from model.tiny_models import make_model, save_model
+from pydantic import ValidationError
 
 from llmd.config import CacheConfig
 from llmd.errors import ModelError
 from llmd.model import kv_tensors
-from llmd.model.kv_tensors import KVTensors, kv_dtype, pool_bytes, size_pool
+from llmd.model.kv_tensors import KVTensors, block_bytes, kv_dtype, pool_bytes, size_pool
+from llmd_kernels.quantized_kv import dequantize
 
 CPU = torch.device("cpu")
 
@@ -67,7 +69,49 @@ def test_dtypes():
     assert kv_dtype("auto", torch.bfloat16) == torch.bfloat16
     assert kv_dtype("float32", torch.bfloat16) == torch.float32
     with pytest.raises(ModelError, match="kv_cache_dtype must be"):
-        kv_dtype("fp8", torch.bfloat16)
+        kv_dtype("fp8_e5m2", torch.bfloat16)
+
+
+@pytest.mark.parametrize(("name", "kept"), [("fp8_e4m3", "fp8"), ("fp8_per_token_head", "fp8"), ("int8_per_token_head", "int8")])
+def test_vllms_names_of_dtypes(name, kept):
+    assert CacheConfig(kv_cache_dtype=name).kv_cache_dtype == kept
+
+
+@pytest.mark.parametrize("name", ["fp8_e5m2", "int4", 8])
+def test_other_dtypes_are_refused(name):
+    with pytest.raises(ValidationError, match="kv_cache_dtype\n.*'int8' or 'fp8'"):
+        CacheConfig(kv_cache_dtype=name)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn])
+def test_a_quantized_block_is_one_piece_with_its_scales(dtype):
+    kv = KVTensors(5, 3, (2, 4, 2, 6), dtype, CPU)
+    assert kv.pool[1].is_contiguous()
+    assert kv.num_bytes == kv.pool.numel() == 5 * block_bytes(3, (2, 4, 2, 6), dtype)
+    assert kv.layers[1].shape == (5, 2, 4, 2, 6)
+    assert kv.layers[1].data.dtype == dtype
+    assert not dequantize(*kv.layers[1]).any()
+    kv.layers[1].scales[4] = 2.0
+    kv.layers[1].data.view(torch.uint8)[4] = 1
+    copied = KVTensors(5, 3, (2, 4, 2, 6), dtype, CPU)
+    copied.pool[0] = kv.pool[4]
+    assert torch.equal(dequantize(*copied.layers[1])[0], dequantize(*kv.layers[1])[4])
+    assert dequantize(*copied.layers[1])[0].all()
+
+
+def test_eight_bits_hold_almost_twice_the_tokens():
+    shape = (2, 16, 8, 128)
+    ratio = block_bytes(32, shape, torch.bfloat16) / block_bytes(32, shape, torch.int8)
+    assert ratio == pytest.approx(2 / (1 + 2 / 128))
+    with pytest.raises(ModelError, match=r"common layout .* not \[16, 8\]"):
+        block_bytes(32, (16, 8), torch.int8)
+
+
+def test_the_pool_of_a_model_in_eight_bits(tmp_path):
+    path = save_model(make_model("Llama"), tmp_path)
+    plain, small = (make_runner(path, cache={"kv_cache_dtype": name, "block_size": 16}) for name in ("bfloat16", "int8"))
+    assert small.info.num_blocks / plain.info.num_blocks == pytest.approx(1280 / 704, rel=0.01)
+    assert small.kv.num_bytes <= 8 << 20
 
 
 @pytest.mark.parametrize("name", ["bfloat16", "float32"])

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import transformers
 from model.step_driver import model_parts
+from safetensors.torch import save_file
 
 from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.engine.params import PoolingParams
@@ -119,11 +120,25 @@ def save_tokenizer(path: Path, *, ends_with_eos: bool = False, **config: Any) ->
     return path
 
 
+def write_dense(path: Path, index: int, linear: torch.nn.Linear, activation: str = "activation.Tanh") -> None:
+    """A Dense module's folder, as sentence-transformers saves it."""
+    folder = path / f"{index}_Dense"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {f"linear.{name}": tensor.detach() for name, tensor in linear.named_parameters()}, folder / "model.safetensors"
+    )
+    config = {
+        "in_features": linear.in_features, "out_features": linear.out_features, "bias": linear.bias is not None,
+        "activation_function": f"torch.nn.modules.{activation}",
+    }  # fmt: skip
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def write_sentence_files(
     path: Path, *, pooling: Any = "mean", normalize: bool = True, prompts: dict[str, str] | None = None, **more: Any
 ) -> Path:
     """What sentence-transformers writes beside a model."""
-    kinds = ["Transformer", "Pooling", *(["Normalize"] if normalize else []), *more.get("kinds", ())]
+    kinds = ["Transformer", "Pooling", *more.get("kinds", ()), *(["Normalize"] if normalize else [])]
     folders = ["" if kind == "Transformer" else f"{index}_{kind}" for index, kind in enumerate(kinds)]
     modules = [
         {"idx": index, "name": str(index), "path": folder, "type": f"sentence_transformers.models.{kind}"}

@@ -16,10 +16,10 @@ SHAPE: dict[str, Any] = {
 }  # fmt: skip
 
 
-def make_model(family: str, **changes: Any) -> Any:
+def make_model(family: str, *, config_family: str | None = None, **changes: Any) -> Any:
     """`family` as in LlamaForCausalLM, without the ending; equal calls give equal weights."""
     torch.manual_seed(0)
-    config = getattr(transformers, f"{family}Config")(**{**SHAPE, **changes})
+    config = getattr(transformers, f"{config_family or family}Config")(**{**SHAPE, **changes})
     model = getattr(transformers, f"{family}ForCausalLM")(config).eval()
     with torch.no_grad():  # the initial zeros and ones would hide a bias or norm that is not applied
         for parameter in model.parameters():

@@ -17,7 +17,7 @@ PROMISED = {
     "quantizations": {"int8"},
     "attention_backends": {"reference", "cpu", "encoder"},
     "executors": {"thread"},
-    "scheduling_policies": {"fcfs", "priority"},
+    "scheduling_policies": {"fair", "fcfs", "priority"},
     "logits_processors": {"bad_words"},
     "samplers": {"torch"},
     "authenticators": {"api_keys"},

@@ -37,6 +37,7 @@ class ScriptedService:
         self.tokenizer = Tokenizer()
         self.engine = SimpleNamespace(check_admission=lambda num_tokens, num_requests: None)
         self.chat_template = SimpleNamespace(templates={"default": ""})
+        self.adapters = SimpleNamespace(list=list, find=lambda name: False, is_enabled=False)
         self.asked, self.streams, self.arguments = [], [], {}
 
     def sampling_params(self, overrides):

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import web
 
 from llmd.config import Config
+from llmd.engine.adapter_slots import AdapterInfo, AdapterState
 from llmd.engine.executor import ExecutorInfo, LoadProgress
 from llmd.engine.params import SamplingParams
 from llmd.engine.request import Prompt, Request
@@ -174,6 +175,26 @@ def _logprobs(token_id: int, num_top: int) -> TokenLogprobs:
     return TokenLogprobs(token_id, -0.5, 1, top, [-0.5 - i for i in range(len(top))])
 
 
+class FakeAdapters:
+    """ServedAdapters: names and nothing behind them."""
+
+    def __init__(self, *names: str) -> None:
+        self.names, self.is_enabled, self.applied = list(names), bool(names), []
+
+    def list(self) -> list[AdapterInfo]:
+        return [
+            AdapterInfo(name, f"/{name}", AdapterState.LOADED, None, 8, 1000, 0, 0, 0, 1, 0, 0, 0.0) for name in self.names
+        ]
+
+    def has(self, name: str) -> bool:
+        return name in self.names
+
+    find = has
+
+    async def apply(self, config: Any) -> None:
+        self.applied.append(config)
+
+
 @dataclass
 class FakeService:
     """ModelService."""
@@ -193,6 +214,7 @@ class FakeService:
     defaults: dict[str, Any] = field(default_factory=dict)
     chat_template: Any = field(default_factory=lambda: SimpleNamespace(templates={"default": "{{ messages }}"}))
     engine: FakeEngine = field(default_factory=FakeEngine)
+    adapters: FakeAdapters = field(default_factory=FakeAdapters)
     parsers: ModelParsers = field(default_factory=ModelParsers)
     tokenizer: FakeTokenizer = field(default_factory=FakeTokenizer)
     requests: list[Request] = field(default_factory=list)
@@ -211,7 +233,7 @@ class FakeService:
         text = self.tokenizer.token_text(token_id)
         return text, text.encode()
 
-    async def generate(self, prompt, params, *, request_id, priority=0, timeout_s=None, key="", cache_salt=None,
+    async def generate(self, prompt, params, *, request_id, priority=0, timeout_s=None, key="", cache_salt=None, adapter=None,
                        add_special_tokens=True, clip_max_tokens=False, constraint=None) -> RequestStream:  # fmt: skip
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
@@ -222,7 +244,9 @@ class FakeService:
             raise InvalidRequest(message, param="prompt", code="context_length_exceeded")
         if max(prompt) >= VOCAB or min(prompt) < 0:
             raise InvalidRequest(f"token ids must be between 0 and {VOCAB - 1}", param="prompt")
-        request = Request(request_id=request_id, prompt=Prompt(tuple(prompt)), params=params, priority=priority, key=key)
+        request = Request(
+            request_id=request_id, prompt=Prompt(tuple(prompt)), params=params, priority=priority, key=key, adapter=adapter
+        )
         self.requests.append(request)
         stream = Speaker(self, request).stream
         self.streams.append(stream)

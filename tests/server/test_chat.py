@@ -16,9 +16,9 @@ from llmd.errors import ConfigError, InvalidRequest, Overloaded
 from llmd.plugin.catalog import build_catalog
 from llmd.server.beam import beam_search
 from llmd.server.chat import open_chat
-from llmd.server.tool_plan import name_added_tokens
 from llmd.server.chat_types import ChatCall
 from llmd.server.parsers import ModelParsers, ParserParts, choose_parsers, model_facts
+from llmd.server.tool_plan import name_added_tokens
 from llmd.text.chat_template import ChatTemplate
 from llmd.text.structured import Constraint
 from llmd_plugins.parsers import hermes, think

@@ -9,14 +9,19 @@ from typing import TYPE_CHECKING, Any
 import pluggy
 
 if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
+    from llmd.config import AdaptersConfig as AdaptersConfig
     from llmd.config import CacheConfig as CacheConfig
     from llmd.config import Config as Config
+    from llmd.config import KeyConfig as KeyConfig
     from llmd.config import LimitsConfig as LimitsConfig
     from llmd.config import LogConfig as LogConfig
     from llmd.config import ModelConfig as ModelConfig
     from llmd.config import SchedulerConfig as SchedulerConfig
     from llmd.config import Section as Section
     from llmd.config import ServerConfig as ServerConfig
+    from llmd.credentials import secret_path as secret_path
+    from llmd.engine.adapter_slots import AdapterInfo as AdapterInfo
+    from llmd.engine.executor import AdapterFacts as AdapterFacts
     from llmd.engine.executor import Executor as Executor
     from llmd.engine.executor import ExecutorInfo as ExecutorInfo
     from llmd.engine.executor import KVGroup as KVGroup
@@ -27,11 +32,15 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.engine.params import PoolingParams as PoolingParams
     from llmd.engine.params import SamplingParams as SamplingParams
     from llmd.engine.params import StructuredOutputsParams as StructuredOutputsParams
+    from llmd.engine.pulse import TellsMoves as TellsMoves
+    from llmd.engine.queue import Load as Load
+    from llmd.engine.queue import Share as Share
     from llmd.engine.queue import WaitingQueue as WaitingQueue
     from llmd.engine.request import Prompt as Prompt
     from llmd.engine.request import Request as Request
     from llmd.engine.request import Span as Span
     from llmd.engine.sequence import Sequence as Sequence
+    from llmd.engine.step import AdapterLoad as AdapterLoad
     from llmd.engine.step import BlockUpdate as BlockUpdate
     from llmd.engine.step import FinishReason as FinishReason
     from llmd.engine.step import RowAdmit as RowAdmit
@@ -39,8 +48,11 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.engine.step import StepPlan as StepPlan
     from llmd.engine.step import StepResult as StepResult
     from llmd.engine.step import TokenLogprobs as TokenLogprobs
+    from llmd.errors import AdapterError as AdapterError
+    from llmd.errors import AdapterNotFound as AdapterNotFound
     from llmd.errors import ConfigError as ConfigError
     from llmd.errors import EngineFailure as EngineFailure
+    from llmd.errors import ExecutorHangs as ExecutorHangs
     from llmd.errors import InvalidParams as InvalidParams
     from llmd.errors import InvalidRequest as InvalidRequest
     from llmd.errors import LlmdError as LlmdError
@@ -49,14 +61,23 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.errors import NotReady as NotReady
     from llmd.errors import Overloaded as Overloaded
     from llmd.errors import StepFailed as StepFailed
+    from llmd.errors import StepOutOfMemory as StepOutOfMemory
+    from llmd.model.adapters import Adapter as Adapter
+    from llmd.model.adapters import AdapterFormat as AdapterFormat
+    from llmd.model.adapters import BaseModule as BaseModule
+    from llmd.model.adapters import LowRank as LowRank
+    from llmd.model.adapters import find_module as find_module
     from llmd.model.attention import AttentionBackend as AttentionBackend
+    from llmd.model.attention import AttentionExtras as AttentionExtras
     from llmd.model.attention import EncoderAttentionBackend as EncoderAttentionBackend
     from llmd.model.batch import Batch as Batch
     from llmd.model.config import ArchitectureConfig as ArchitectureConfig
     from llmd.model.executor import ThreadExecutor as ThreadExecutor
+    from llmd.model.layers import Embedding as Embedding
     from llmd.model.layers import Layer as Layer
     from llmd.model.layers import Layers as Layers
     from llmd.model.layers import Linear as Linear
+    from llmd.model.layers import LMHead as LMHead
     from llmd.model.layers import WeightSlot as WeightSlot
     from llmd.model.loader import Checkpoint as Checkpoint
     from llmd.model.loader import TensorInfo as TensorInfo
@@ -64,8 +85,10 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.logits import LogitsProcessor as LogitsProcessor
     from llmd.model.logits import Rows as Rows
     from llmd.model.parts import ModelParts as ModelParts
+    from llmd.model.quantization import PartMethods as PartMethods
     from llmd.model.quantization import Quantization as Quantization
     from llmd.model.quantization import QuantMethod as QuantMethod
+    from llmd.model.quantization import TableMethod as TableMethod
     from llmd.model.quantization import add_dense_weights as add_dense_weights
     from llmd.model.sampler import Sampler as Sampler
     from llmd.model.sampler import SamplerContext as SamplerContext
@@ -95,11 +118,15 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.plugin.specs import SchedulingPolicySpec as SchedulingPolicySpec
     from llmd.plugin.specs import ServiceSpec as ServiceSpec
     from llmd.plugin.specs import Spec as Spec
+    from llmd.replay import Replayed as Replayed
+    from llmd.replay import read_flight as read_flight
+    from llmd.replay import replay_flight as replay_flight
     from llmd.server.app import ServerContext as ServerContext
     from llmd.server.auth import Authenticator as Authenticator
     from llmd.server.auth import KeySet as KeySet
     from llmd.server.auth import Principal as Principal
     from llmd.server.auth import bearer_token as bearer_token
+    from llmd.server.auth import key_digest as key_digest
     from llmd.server.beam import beam_chat as beam_chat
     from llmd.server.beam import beam_search as beam_search
     from llmd.server.beam import beam_text as beam_text
@@ -111,7 +138,11 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.server.chat_types import ChatCall as ChatCall
     from llmd.server.chat_types import ChatDelta as ChatDelta
     from llmd.server.chat_types import ToolCall as ToolCall
+    from llmd.server.deadlines import limit_time as limit_time
+    from llmd.server.deadlines import time_limit_s as time_limit_s
+    from llmd.server.deadlines import timeout_message as timeout_message
     from llmd.server.errors import RequestRefused as RequestRefused
+    from llmd.server.errors import WireError as WireError
     from llmd.server.errors import json_response as json_response
     from llmd.server.errors import refusal_of_end as refusal_of_end
     from llmd.server.errors import wire_error as wire_error
@@ -134,12 +165,22 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.server.openapi import json_operation as json_operation
     from llmd.server.sse import EventStream as EventStream
     from llmd.server.sse import sse_event as sse_event
+    from llmd.text.json_schemas import STRING_FORMATS as STRING_FORMATS
+    from llmd.text.json_schemas import JsonSchema as JsonSchema
+    from llmd.text.json_schemas import change_schemas as change_schemas
+    from llmd.text.json_schemas import close_objects as close_objects
+    from llmd.text.json_schemas import read_json_schema as read_json_schema
+    from llmd.text.json_schemas import schemas_within as schemas_within
     from llmd.text.output import TextDelta as TextDelta
     from llmd.text.parsers import BareJsonCallParser as BareJsonCallParser
+    from llmd.text.parsers import CallForm as CallForm
+    from llmd.text.parsers import Function as Function
+    from llmd.text.parsers import GrammarWriter as GrammarWriter
     from llmd.text.parsers import HeadedCallParser as HeadedCallParser
     from llmd.text.parsers import JsonCallParser as JsonCallParser
     from llmd.text.parsers import JsonScanner as JsonScanner
     from llmd.text.parsers import MarkupCallParser as MarkupCallParser
+    from llmd.text.parsers import MarkupStyle as MarkupStyle
     from llmd.text.parsers import NotACall as NotACall
     from llmd.text.parsers import ParsedDelta as ParsedDelta
     from llmd.text.parsers import Parser as Parser
@@ -149,9 +190,15 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.text.parsers import ThinkingParser as ThinkingParser
     from llmd.text.parsers import ToolCallDelta as ToolCallDelta
     from llmd.text.parsers import ToolParser as ToolParser
+    from llmd.text.parsers import Unforceable as Unforceable
     from llmd.text.parsers import forced_calls as forced_calls
+    from llmd.text.parsers import json_call as json_call
+    from llmd.text.parsers import keyword_call as keyword_call
+    from llmd.text.parsers import markup_call as markup_call
     from llmd.text.parsers import new_call_id as new_call_id
     from llmd.text.parsers import new_short_call_id as new_short_call_id
+    from llmd.text.parsers import plain_name as plain_name
+    from llmd.text.parsers import without as without
     from llmd.text.stream import RequestStream as RequestStream
     from llmd.text.structured import Constraint as Constraint
     from llmd.text.structured import GrammarCompiler as GrammarCompiler
@@ -187,9 +234,13 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ServiceSpec",
         "Spec",
     ),
+    "llmd.credentials": ("secret_path",),
     "llmd.errors": (
+        "AdapterError",
+        "AdapterNotFound",
         "ConfigError",
         "EngineFailure",
+        "ExecutorHangs",
         "InvalidParams",
         "InvalidRequest",
         "LlmdError",
@@ -198,10 +249,13 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "NotReady",
         "Overloaded",
         "StepFailed",
+        "StepOutOfMemory",
     ),
     "llmd.config": (
+        "AdaptersConfig",
         "CacheConfig",
         "Config",
+        "KeyConfig",
         "LimitsConfig",
         "LogConfig",
         "ModelConfig",
@@ -221,6 +275,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Span",
     ),
     "llmd.engine.step": (
+        "AdapterLoad",
         "BlockUpdate",
         "FinishReason",
         "RowAdmit",
@@ -229,7 +284,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "StepResult",
         "TokenLogprobs",
     ),
+    "llmd.engine.adapter_slots": ("AdapterInfo",),
     "llmd.engine.executor": (
+        "AdapterFacts",
         "Executor",
         "ExecutorInfo",
         "KVGroup",
@@ -240,14 +297,19 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "CompiledGrammar",
         "GrammarMatcher",
     ),
-    "llmd.engine.queue": ("WaitingQueue",),
+    "llmd.engine.pulse": ("TellsMoves",),
+    "llmd.engine.queue": ("Load", "Share", "WaitingQueue"),
     "llmd.text.output": ("TextDelta",),
     "llmd.text.parsers": (
         "BareJsonCallParser",
         "HeadedCallParser",
+        "CallForm",
+        "Function",
+        "GrammarWriter",
         "JsonCallParser",
         "JsonScanner",
         "MarkupCallParser",
+        "MarkupStyle",
         "NotACall",
         "ParsedDelta",
         "Parser",
@@ -257,22 +319,46 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ThinkingParser",
         "ToolCallDelta",
         "ToolParser",
+        "Unforceable",
         "forced_calls",
+        "json_call",
+        "keyword_call",
+        "markup_call",
         "new_call_id",
         "new_short_call_id",
+        "plain_name",
+        "without",
+    ),
+    "llmd.text.json_schemas": (
+        "JsonSchema",
+        "STRING_FORMATS",
+        "change_schemas",
+        "close_objects",
+        "read_json_schema",
+        "schemas_within",
     ),
     "llmd.text.stream": ("RequestStream",),
+    "llmd.model.adapters": (
+        "Adapter",
+        "AdapterFormat",
+        "BaseModule",
+        "LowRank",
+        "find_module",
+    ),
     "llmd.model.attention": (
         "AttentionBackend",
+        "AttentionExtras",
         "EncoderAttentionBackend",
     ),
     "llmd.model.batch": ("Batch",),
     "llmd.model.config": ("ArchitectureConfig",),
     "llmd.model.executor": ("ThreadExecutor",),
     "llmd.model.layers": (
+        "Embedding",
         "Layer",
         "Layers",
         "Linear",
+        "LMHead",
         "WeightSlot",
     ),
     "llmd.model.loader": (
@@ -281,8 +367,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "llmd.model.parts": ("ModelParts",),
     "llmd.model.quantization": (
+        "PartMethods",
         "QuantMethod",
         "Quantization",
+        "TableMethod",
         "add_dense_weights",
     ),
     "llmd.model.logits": (
@@ -301,12 +389,14 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "GrammarContext",
     ),
     "llmd.offline": ("LLM",),
+    "llmd.replay": ("Replayed", "read_flight", "replay_flight"),
     "llmd.server.app": ("ServerContext",),
     "llmd.server.auth": (
         "Authenticator",
         "KeySet",
         "Principal",
         "bearer_token",
+        "key_digest",
     ),
     "llmd.server.beam": (
         "beam_chat",
@@ -325,8 +415,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "ChatDelta",
         "ToolCall",
     ),
+    "llmd.server.deadlines": ("limit_time", "time_limit_s", "timeout_message"),
     "llmd.server.errors": (
         "RequestRefused",
+        "WireError",
         "json_response",
         "refusal_of_end",
         "wire_error",

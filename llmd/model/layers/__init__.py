@@ -19,7 +19,7 @@ from llmd.model.layers.parameters import Layer, Shard, Slice, WeightSlot
 from llmd.model.layers.rotary import Rotary
 
 if TYPE_CHECKING:
-    from llmd.model.attention import AttentionBackend
+    from llmd.model.attention import AttentionBackend, AttentionExtras
 
 __all__ = [
     "Attention", "Embedding", "EncoderAttention", "LMHead", "Layer", "LayerNorm", "Layers", "Linear", "Part", "RMSNorm",
@@ -52,8 +52,10 @@ class Layers:
 
     def embedding(self, num_entries: int | None = None) -> Embedding:
         """The token table, or one of `num_entries` for positions or token types."""
+        holds_tokens = num_entries is None
         num_entries = num_entries or self.config.vocab_size
-        return Embedding(num_entries, self.config.hidden_size, dtype=self.dtype, device=self.device)
+        size = self.config.hidden_size
+        return Embedding(num_entries, size, dtype=self.dtype, device=self.device, holds_tokens=holds_tokens)
 
     def lm_head(self, embedding: Embedding) -> LMHead:
         """Logits, from the embedding's own table where the checkpoint ties them."""
@@ -118,10 +120,12 @@ class Layers:
             self._rotaries[key] = Rotary(*key, self.max_model_len, self.device)
         return self._rotaries[key]
 
-    def attention(self, index: int, *, scale: float | None = None) -> Attention:
-        """Attention of layer `index`."""
+    def attention(
+        self, index: int, *, scale: float | None = None, extras: AttentionExtras | None = None
+    ) -> Attention:
+        """Attention of layer `index`; `extras`: a soft cap, sinks or slopes."""
         window = self.config.windows[index] if self.config.windows else None
-        return Attention(self.backend, index, scale or self.config.head_dim**-0.5, window)
+        return Attention(self.backend, index, scale or self.config.head_dim**-0.5, window, extras)
 
     def encoder_attention(self, *, window: int | None = None) -> EncoderAttention:
         """Attention among all tokens of a sequence, or those at most `window` away."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import nn
@@ -58,6 +58,15 @@ class WeightSlot(NamedTuple):
     name: str
     shape: tuple[int, ...]
     load: Callable[[torch.Tensor], None]
+    dtype: torch.dtype | None = None  # what it is kept in; None: whatever comes is fine
+    is_optional: bool = False  # the checkpoint may lack it
+
+
+class Slots(Protocol):
+    """Adapters of a layer, as it sees them."""
+
+    def add(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """The layer's output y for input x with what the adapters of the step's rows add; y may be overwritten."""
 
 
 class Layer(nn.Module):
@@ -86,7 +95,7 @@ class Layer(nn.Module):
         """What this layer wants from the checkpoint; here: each parameter, whole, under its own name."""
         for name, parameter in self._parameters.items():
             if parameter is not None:
-                yield WeightSlot(f"{self.name}.{name}", tuple(parameter.shape), self._loader(name))
+                yield WeightSlot(f"{self.name}.{name}", tuple(parameter.shape), self._loader(name), parameter.dtype)
 
     def finish_weights(self) -> None:
         """Called once when the last of the layer's weights has arrived."""

@@ -16,7 +16,6 @@ from llmd.api.v1 import (
     InvalidParams,
     InvalidRequest,
     NotReady,
-    RequestRefused,
     SamplingParams,
     StructuredOutputsParams,
     ToolCallDelta,
@@ -26,9 +25,9 @@ from llmd.api.v1 import (
     parse_request,
     read_json_object,
     receipt_of,
+    refusal_of_end,
     render_conversation,
     time_limit_s,
-    timeout_message,
     wire_error,
 )
 from llmd_plugins.anthropic.blocks import Blocks, Event, content_of
@@ -98,6 +97,7 @@ async def _open(
         "key": key,
         "priority": body.priority,
         "timeout_s": time_limit_s(context.config),
+        "adapter": context.adapter(body.model),
     }
     try:
         call = _chat_call(service, body, _params(context, service, body))
@@ -218,12 +218,10 @@ class Reply:
         """Note the end; raises where it is not one that an answer can tell."""
         reason = str(end.finish_reason)
         self.receipt.finished(reason)
-        if reason == "error":
-            raise RequestRefused(500, f"the generation failed: {end.error or 'unknown reason'}", code="generation_failed")
-        if reason == "timeout":
-            raise RequestRefused(504, timeout_message(self.context.config), code="timeout")
+        if (refusal := refusal_of_end(self.context, reason, end.error)) is not None:
+            raise refusal
         if reason == "abort":
-            raise NotReady(end.error or f"the server is {self.context.state}")
+            raise NotReady(f"the server is {self.context.state}")
 
     # --- streamed
 

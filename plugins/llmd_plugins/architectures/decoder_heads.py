@@ -38,3 +38,20 @@ class DecoderClassifier(DecoderEmbedder):
     def classify(self, vectors: Tensor) -> Tensor:
         """[N, hidden_size] → [N, num_labels]."""
         return self.score(vectors.to(self.dtype))
+
+
+class DecoderTokenClassifier(DecoderEmbedder):
+    """Logits of chosen tokens behind the last one: each a score, or how much likelier the second is than the first."""
+
+    def __init__(self, config: ArchitectureConfig, layers: Layers, **attention: bool) -> None:
+        super().__init__(config, layers, **attention)
+        assert config.classifier_tokens is not None
+        self.tokens = config.classifier_tokens
+        self.lm_head = layers.lm_head(self.model.embed_tokens)
+        self.dtype = layers.dtype
+        self.ignored_weights = ("*rotary_emb.inv_freq", *(["lm_head.weight"] if config.tie_word_embeddings else []))
+
+    def classify(self, vectors: Tensor) -> Tensor:
+        """[N, hidden_size] → [N, num_labels]."""
+        logits = self.lm_head(vectors.to(self.dtype))[:, list(self.tokens.token_ids)]
+        return logits[:, 1:] - logits[:, :1] if self.tokens.compares else logits

@@ -42,9 +42,10 @@ def _embedder(attention: Callable[[ArchitectureConfig], dict[str, bool]]) -> Cal
 
 def _classifier(attention: Callable[[ArchitectureConfig], dict[str, bool]]) -> Callable[..., Any]:
     def build(config: ArchitectureConfig, layers: Layers) -> Any:
-        from llmd_plugins.architectures.decoder_heads import DecoderClassifier
+        from llmd_plugins.architectures.decoder_heads import DecoderClassifier, DecoderTokenClassifier
 
-        return DecoderClassifier(config, layers, **attention(config))
+        kind = DecoderClassifier if config.classifier_tokens is None else DecoderTokenClassifier
+        return kind(config, layers, **attention(config))
 
     return build
 

@@ -2,50 +2,60 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmd.api.v1 import AttentionBackendSpec, AttentionNeeds, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmd.api.v1 import AttentionBackend, Batch
+    from llmd.api.v1 import AttentionBackend, AttentionExtras, Batch
+    from llmd_kernels.quantized_kv import LayerKV
+
+_KV_DTYPES = ("auto", "float32", "bfloat16", "int8", "fp8")
 
 
 class CpuAttention:
-    """float32 accumulation, bfloat16 or float32 cache, sliding windows."""
+    """float32 accumulation; a cache of bfloat16, float32 or eight bits; windows, soft caps, sinks, ALiBi."""
 
     def __init__(self) -> None:
-        from llmd_kernels.paged_attention import paged_attention
+        from llmd_kernels.paged_attention import AttentionCall, paged_attention
         from llmd_kernels.store_kv import store_kv
 
-        self._store, self._attend = store_kv, paged_attention
+        self._store, self._attend, self._call = store_kv, paged_attention, AttentionCall
 
     def why_not(self, needs: AttentionNeeds) -> list[str]:
         reasons = []
         if needs.device != "cpu":
             reasons.append(f"only for CPUs, not {needs.device}")
-        if needs.soft_cap is not None:
-            reasons.append("no soft cap")
-        if needs.has_sinks:
-            reasons.append("no attention sinks")
-        if needs.num_heads // needs.num_kv_heads > 128:
-            reasons.append("more than 128 query heads a KV head")
-        if needs.kv_cache_dtype not in ("auto", "float32", "bfloat16"):
+        if needs.kv_cache_dtype not in _KV_DTYPES:
             reasons.append(f"no kv_cache_dtype {needs.kv_cache_dtype}")
         return reasons
 
     def kv_shape(self, block_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
         return (2, block_size, num_kv_heads, head_dim)
 
-    def prepare(self, batch: Batch) -> Any:
+    def prepare(self, batch: Batch) -> Batch:
         return batch
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: Batch, *, scale: float, window: int | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: LayerKV,
+        meta: Batch,
+        *,
+        scale: float,
+        window: int | None,
+        extras: AttentionExtras | None = None,
     ) -> Tensor:
         self._store(k, v, kv, meta.slot_mapping)
-        return self._attend(q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, scale, window)
+        call = self._call(
+            q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, meta.max_query_len, scale, window,
+            *(extras or ()),
+        )  # fmt: skip
+        return self._attend(call)
 
 
 def _build() -> AttentionBackend:

@@ -2,43 +2,54 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from llmd.api.v1 import AttentionBackendSpec, AttentionNeeds, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmd.api.v1 import AttentionBackend, Batch
+    from llmd.api.v1 import AttentionBackend, AttentionExtras, Batch
+    from llmd_kernels.quantized_kv import LayerKV
+
+_KV_DTYPES = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
 
 
 class ReferenceAttention:
-    """Row by row, the whole score matrix."""
+    """Row by row, the whole score matrix; everything that a model may ask for."""
 
     def why_not(self, needs: AttentionNeeds) -> list[str]:
-        reasons = []
-        if needs.soft_cap is not None:
-            reasons.append("no soft cap")
-        if needs.has_sinks:
-            reasons.append("no attention sinks")
-        if needs.kv_cache_dtype not in ("auto", "float32", "float16", "bfloat16"):
-            reasons.append(f"no kv_cache_dtype {needs.kv_cache_dtype}")
-        return reasons
+        return [] if needs.kv_cache_dtype in _KV_DTYPES else [f"no kv_cache_dtype {needs.kv_cache_dtype}"]
 
     def kv_shape(self, block_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
         return (2, block_size, num_kv_heads, head_dim)
 
-    def prepare(self, batch: Batch) -> Any:
+    def prepare(self, batch: Batch) -> Batch:
         return batch
 
     def forward(
-        self, q: Tensor, k: Tensor, v: Tensor, kv: Tensor, meta: Batch, *, scale: float, window: int | None
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        kv: LayerKV,
+        meta: Batch,
+        *,
+        scale: float,
+        window: int | None,
+        extras: AttentionExtras | None = None,
     ) -> Tensor:
+        from llmd_kernels.paged_attention.call import AttentionCall
         from llmd_kernels.paged_attention.reference import paged_attention
         from llmd_kernels.store_kv.reference import store_kv
 
         store_kv(k, v, kv, meta.slot_mapping)
-        return paged_attention(q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, scale, window)
+        call = AttentionCall(
+            q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, meta.max_query_len, scale, window,
+            *(extras or ()),
+        )  # fmt: skip
+        call.check()
+        return paged_attention(call)
 
 
 def _build() -> AttentionBackend:

@@ -21,6 +21,7 @@ from llmd.api.v1 import (
     beam_text,
     refusal_of_end,
     shown,
+    time_limit_s,
 )
 from llmd_plugins.openai.call import check_limits
 from llmd_plugins.openai.constraints import structured_of
@@ -43,8 +44,9 @@ class BeamSource:
     queued_s = finished_s = None
     sequences = ()
 
-    def __init__(self, request_id: str, prompt: Sequence[int], num_output_tokens: int) -> None:
-        self.request = Request(request_id=request_id, prompt=Prompt(tuple(prompt)), params=SamplingParams())
+    def __init__(self, request_id: str, prompt: Sequence[int], num_output_tokens: int, adapter: str | None) -> None:
+        given = Prompt(tuple(prompt))
+        self.request = Request(request_id=request_id, prompt=given, params=SamplingParams(), adapter=adapter)
         self.num_output_tokens, self.num_cached_tokens = num_output_tokens, 0
         self.first_token_s = time.monotonic()
 
@@ -79,14 +81,14 @@ def _beam_params(call: Call, num_prompt_tokens: int, max_tokens: int | None) -> 
 async def _in_time(call: Call) -> AsyncIterator[None]:
     """A search is many requests to the engine, with one deadline."""
     try:
-        async with asyncio.timeout(call.context.config.server.request_timeout_s):
+        async with asyncio.timeout(time_limit_s(call.context.config)):
             yield
     except TimeoutError:
         raise refusal_of_end(call.context, FinishReason.TIMEOUT, None) or TimeoutError from None
 
 
 def _searched(call: Call, index: int, prompt: Sequence[int], ends: Sequence[tuple[Sequence[int], str]]) -> None:
-    source = BeamSource(f"{call.id}-{index}", prompt, sum(len(token_ids) for token_ids, _ in ends))
+    source = BeamSource(f"{call.id}-{index}", prompt, sum(len(token_ids) for token_ids, _ in ends), call.adapter)
     call.streams.append(source)
     call.receipt.streams.append(source)
     call.prompt_logprobs.append([])

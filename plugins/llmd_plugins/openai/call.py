@@ -14,9 +14,11 @@ from llmd.api.v1 import (
     EventStream,
     InvalidParams,
     InvalidRequest,
+    limit_time,
     open_chat,
     receipt_of,
     refusal_of_end,
+    time_limit_s,
     wire_error,
 )
 from llmd_plugins.openai.constraints import structured_of
@@ -67,7 +69,7 @@ def sampling_params(service: ModelService, limits: LimitsConfig, request: Genera
     check_limits(limits, {**overrides, "best_of": request.best_of})
     if (structured := structured_of(request)) is not None:
         overrides["structured_outputs"] = structured[1]
-    if (request.best_of or 0) > (request.n or 1):
+    if request.best_of is not None and request.best_of > (request.n or 1):
         overrides["n"] = request.best_of
         overrides.setdefault("logprobs", 0)  # to rank them by
     return service.sampling_params(overrides)
@@ -93,8 +95,10 @@ class Call:
         self.context, self.request, self.body = context, request, body
         self.receipt: Receipt = receipt_of(request)
         self.service: ModelService = context.service(body.model)
+        self.adapter = context.adapter(body.model)
         self.model = body.model or self.service.names[0]
         self.receipt.model = self.service.names[0]
+        limit_time(body.timeout)
         if body.request_id is not None:
             self.receipt.rename(body.request_id)
         self.id = f"{prefix}-{self.receipt.request_id}"
@@ -139,9 +143,10 @@ class Call:
         return {
             "request_id": f"{self.id}-{index}-{id(self):x}",  # a client may use one id twice, the engine may not
             "priority": self.body.priority,
-            "timeout_s": self.context.config.server.request_timeout_s,
+            "timeout_s": time_limit_s(self.context.config),
             "key": self.receipt.key,
             "cache_salt": self.body.cache_salt,
+            "adapter": self.adapter,
         }
 
     def _name_field(self, error: BaseException) -> None:

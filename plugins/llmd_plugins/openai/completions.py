@@ -26,8 +26,9 @@ def completions(context: ServerContext) -> Handler:
     """The handler."""
 
     async def handle(request: web.Request) -> web.StreamResponse:
-        body = parse(CompletionRequest, await read_json_object(request))
-        check_length("prompt", body.prompt, context.config.limits.max_prompts)
+        given = await read_json_object(request)
+        _check_number(given.get("prompt"), context.config.limits.max_prompts)
+        body = parse(CompletionRequest, given)
         call = Call(context, request, body, "cmpl")
         special = body.add_special_tokens is not False
         if body.use_beam_search:
@@ -39,6 +40,12 @@ def completions(context: ServerContext) -> Handler:
         return json_response(answer.build(await call.collect()))
 
     return handle
+
+
+def _check_number(prompt: Any, limit: int) -> None:
+    """How many prompts there are, before each is looked at; a list that begins with a token id is one prompt."""
+    if isinstance(prompt, list) and prompt and type(prompt[0]) is not int:
+        check_length("prompt", prompt, limit)
 
 
 async def _prompts(call: Call, body: CompletionRequest, special: bool) -> Sequence[str | Sequence[int]]:

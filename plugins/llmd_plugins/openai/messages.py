@@ -9,6 +9,7 @@ import orjson
 from llmd.api.v1 import InvalidRequest, shown
 
 MAX_PARTS = 1024  # of one message
+MAX_TOOL_CALLS = 1024  # of one message
 ROLES = ("system", "developer", "user", "assistant", "tool")
 _TEXT_PARTS = {"text": "text", "input_text": "text", "output_text": "text", "refusal": "refusal"}
 _MEDIA_PARTS = {
@@ -139,8 +140,8 @@ def _part(path: str, value: Any) -> str:
 
 def _tool_calls(path: str, value: Any) -> list[dict[str, Any]]:
     """Earlier calls; templates want the arguments as an object where they are one."""
-    if not isinstance(value, list):
-        raise wrong(path, "a list of tool calls", value)
+    if not isinstance(value, list) or len(value) > MAX_TOOL_CALLS:
+        raise wrong(path, f"a list of at most {MAX_TOOL_CALLS} tool calls", value)
     calls = []
     for index, entry in enumerate(value):
         call = object_at(f"{path}[{index}]", entry)

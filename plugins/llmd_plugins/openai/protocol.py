@@ -34,6 +34,8 @@ from llmd_plugins.openai.tools import (
     parse_tool_choice,
 )
 
+MAX_ENTRIES = 1024  # of logit_bias, documents, metadata and the like
+
 
 def _whole(value: Any) -> Any:
     """JSON knows one kind of number: 5.0 is an integer."""
@@ -49,8 +51,8 @@ def _list_of(kind: type, words: str) -> Any:
         name = info.field_name or ""
         if not isinstance(value, list):
             raise InvalidRequest(f"{name} must be a list of {words}s, got {shown(value)}", param=name, code="invalid_value")
-        index = next((index for index, entry in enumerate(value) if type(entry) is not kind), None)
-        if index is not None:
+        if not set(map(type, value)) <= {kind}:  # at C's speed
+            index = next(index for index, entry in enumerate(value) if type(entry) is not kind)
             path = f"{name}[{index}]"
             raise InvalidRequest(f"{path} must be a {words}, got {shown(value[index])}", param=path, code="invalid_value")
         return value
@@ -65,8 +67,16 @@ def _one_or_many(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _few(value: Any, info: ValidationInfo) -> Any:
+    """The number of entries, before each is looked at."""
+    if isinstance(value, dict | list) and len(value) > MAX_ENTRIES:
+        name = info.field_name or ""
+        raise InvalidRequest(f"{name} must have at most {MAX_ENTRIES} entries, got {len(value)}", param=name)
+    return value
+
+
 def _is_token_ids(value: Any) -> bool:
-    return isinstance(value, list) and set(map(type, value)) == {int}  # at C's speed: a prompt may have a million
+    return isinstance(value, list) and set(map(type, value)) == {int}  # a prompt may have a million
 
 
 def _parse_prompts(value: Any) -> list[str | list[int]]:
@@ -142,7 +152,7 @@ class Generation(Fields):
 
     model: str | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: Annotated[dict[str, float] | None, BeforeValidator(_few)] = None
     max_tokens: Whole | None = None
     n: Whole | None = None
     presence_penalty: float | None = None
@@ -154,12 +164,13 @@ class Generation(Fields):
     top_p: float | None = None
     # accepted, without an effect here
     user: str | None = None
-    metadata: dict[str, Any] | None = None
+    metadata: Annotated[dict[str, Any] | None, BeforeValidator(_few)] = None
     store: bool | None = None
     service_tier: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     prompt_cache_retention: str | None = None
+    timeout: float | None = Field(None, gt=0, le=86400, description="seconds that the request may take; then it is a 504")
     # vLLM's
     top_k: Whole | None = None
     min_p: float | None = None
@@ -245,8 +256,8 @@ class ChatTemplateFields(Fields):
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
     chat_template: str | None = None
-    chat_template_kwargs: dict[str, Any] | None = None
-    documents: list[dict[str, str]] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any] | None, BeforeValidator(_few)] = None
+    documents: Annotated[list[dict[str, str]] | None, BeforeValidator(_few)] = None
 
     @model_validator(mode="after")
     def _check_template(self) -> ChatTemplateFields:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -58,10 +59,11 @@ def detokenize(context: ServerContext) -> Handler:
         service = context.service(body.model)
         receipt_of(request).model = service.names[0]
         size = service.tokenizer.vocab_size
-        for index, token_id in enumerate(body.tokens):
-            if not 0 <= token_id < size:
-                raise InvalidParams(f"tokens[{index}]", token_id, f"between 0 and {size - 1}")
-        text = service.tokenizer.decode(body.tokens, skip_special_tokens=False)
+        if body.tokens and not 0 <= min(body.tokens) <= max(body.tokens) < size:
+            index = next(index for index, token_id in enumerate(body.tokens) if not 0 <= token_id < size)
+            raise InvalidParams(f"tokens[{index}]", body.tokens[index], f"between 0 and {size - 1}")
+        decode = partial(service.tokenizer.decode, body.tokens, skip_special_tokens=False)
+        text = await service.tokenizer.off_loop(len(body.tokens), decode)
         return json_response({"prompt": text})
 
     return handle

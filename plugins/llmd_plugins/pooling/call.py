@@ -19,8 +19,8 @@ from llmd.api.v1 import (
     RequestRefused,
     limit_time,
     receipt_of,
+    refusal_of_end,
     time_limit_s,
-    timeout_message,
 )
 
 if TYPE_CHECKING:
@@ -69,6 +69,7 @@ class Call:
             priority=self.body.priority,
             timeout_s=time_limit_s(self.context.config),
             key=self.receipt.key,
+            adapter=self.context.adapter(self.body.model),
         )
 
     def _ended(self, stream: RequestStream, answer: list[TextDelta]) -> Any:
@@ -78,10 +79,10 @@ class Call:
         delta = answer[0]
         reason = delta.finish_reason
         self.receipt.finished(str(reason))
-        if reason is FinishReason.TIMEOUT:
-            raise RequestRefused(504, timeout_message(self.context.config), type="timeout_error", code="timeout")
+        if (refusal := refusal_of_end(self.context, reason, delta.error)) is not None:
+            raise refusal
         if reason is FinishReason.ABORT:
-            raise NotReady(delta.error or f"the server is {self.context.state}")
+            raise NotReady(f"the server is {self.context.state}")
         if delta.pooled is None:
             message = f"the request failed: {delta.error or 'unknown reason'}"
             raise RequestRefused(500, message, type="server_error", code="generation_failed")

@@ -55,6 +55,7 @@ async def open_response(
         "priority": body.priority,
         "cache_salt": body.cache_salt,
         "timeout_s": time_limit_s(context.config),
+        "adapter": context.adapter(body.model),
     }
     try:
         call = chat_call(body, items, _params(context, service, body))

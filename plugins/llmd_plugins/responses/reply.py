@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from aiohttp import web
 
-from llmd.api.v1 import EventStream, NotReady, RequestRefused, ToolCallDelta, timeout_message, wire_error
+from llmd.api.v1 import EventStream, NotReady, ToolCallDelta, refusal_of_end, wire_error
 from llmd_plugins.responses.items import new_id
 from llmd_plugins.responses.logprobs import LogprobFormat
 from llmd_plugins.responses.output import Event, Output
@@ -123,13 +123,10 @@ class Reply:
         reason = str(end.finish_reason)
         self.receipt.finished(reason)
         self._usage = self._count()
-        if reason == "error":
-            message = f"the generation failed: {end.error or 'unknown reason'}"
-            raise RequestRefused(500, message, type="server_error", code="generation_failed")
-        if reason == "timeout":
-            raise RequestRefused(504, timeout_message(self.context.config), type="timeout_error", code="timeout")
+        if (refusal := refusal_of_end(self.context, reason, end.error)) is not None:
+            raise refusal
         if reason == "abort":
-            raise NotReady(end.error or f"the server is {self.context.state}")
+            raise NotReady(f"the server is {self.context.state}")
         is_cut = reason == "length"
         self._status = "incomplete" if is_cut else "completed"
         self._incomplete = {"reason": "max_output_tokens"} if is_cut else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -33,9 +33,15 @@ def _resolve(config: ModelConfig, report: Callable[[LoadProgress], None]) -> Pat
     return folder()
 
 
+def _adapters(config: ModelConfig) -> Mapping[str, str]:
+    """The demo model's own adapters by their names."""
+    path = Path(str(resources.files("llmd_plugins.sources.demo").joinpath("adapters")))
+    return {each.name: str(each) for each in sorted(path.glob("*")) if (each / "adapter_config.json").is_file()}
+
+
 @hookimpl
 def llmd_register_model_sources() -> list[ModelSourceSpec]:
-    """The embedded model."""
+    """The embedded model, with two adapters."""
     return [
         ModelSourceSpec(
             name="demo",
@@ -43,6 +49,7 @@ def llmd_register_model_sources() -> list[ModelSourceSpec]:
             claims=lambda config: config.model == "demo",
             resolve=_resolve,
             check=_check,
+            adapters=_adapters,
             order=0,
         )
     ]

@@ -18,8 +18,9 @@ log = logging.getLogger(__name__)
 _NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?", re.ASCII)
 _PATTERNS = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", "*.tiktoken"]
 _WITHOUT_WEIGHTS = [pattern for pattern in _PATTERNS if pattern != "*.safetensors"]
-# weights in other layouts that some repositories keep beside the ones that are served
-_IGNORED = ["original/*", "onnx/*", "*.bin.index.json", "*consolidated*", "*/*.safetensors"]
+# weights in other layouts that some repositories keep beside the ones that are served; folders that begin with a number
+# are modules of sentence-transformers (2_Dense)
+_IGNORED = ["original/*", "onnx/*", "*.bin.index.json", "*consolidated*", "[!0-9]*/*.safetensors"]
 
 
 def _bars_for(report: Callable[[LoadProgress], None], name: str) -> type:

@@ -207,8 +207,15 @@ ADAPTER = {
 }  # fmt: skip
 
 
+STANDING = {
+    "name": "sql", "state": "loaded", "slot": None, "rank": 8, "num_bytes": 1000, "num_running": 0, "num_waiting": 2,
+    "num_requests": 3, "num_loads": 1, "num_slot_loads": 2, "num_evictions": 2, "wait_s": 4.2,
+}  # fmt: skip
+
+
 def status_of(**changes):
     model = {"names": ["m"], "state": "ready", "progress": {"phase": "ready", "fraction": 1.0}, "stats": STATS}
+    model["adapters"] = [STANDING]
     values = {
         "version": "1", "state": "ready", "uptime_s": 5.0, "pid": 7, "num_requests": 0, "models": [model], "requests": [],
         "keys": [], "adapters": [ADAPTER],
@@ -228,7 +235,19 @@ def test_top_without_requests_and_while_loading():
     assert "no requests" in lines
     assert any(line.startswith("sql") for line in lines)
     loading = {"names": ["m"], "state": "loading", "progress": {"phase": "shard 3/8", "fraction": 0.375}, "stats": None}
+    loading["adapters"] = []
     assert "m: loading, shard 3/8 (38 %)" in view.top_lines(status_of(models=[loading]), None, 1.0)
+
+
+def test_adapters_that_are_wanted_are_shown_first():
+    busy = STANDING | {"name": "busy", "slot": 0, "num_running": 3}
+    model = {"names": ["m"], "adapters": [STANDING, busy, *(STANDING | {"name": f"x{n}", "num_waiting": 0} for n in range(20))]}
+    _, titles, first, second, *_, last = view.adapter_lines([model])
+    assert titles.split()[:4] == ["ADAPTER", "MODEL", "STATE", "SLOT"]
+    assert first.split() == ["busy", "m", "loaded", "0", "8", "3", "2", "1", "2", "4.2s"]
+    assert second.split()[:4] == ["sql", "m", "loaded", "-"]
+    assert last == "and 12 more"
+    assert view.adapter_lines([model | {"adapters": []}]) == []
 
 
 def test_a_picture_fits_the_terminal(monkeypatch):

@@ -116,12 +116,30 @@ def usage_lines(what: str, rows: Sequence[Row], limit: int = 10) -> list[str]:
     return ["", *table([titles, *([row[what], row["model"], *(row[name] for name in names)] for row in first)])]
 
 
+def adapter_lines(models: Sequence[Row], limit: int = 10) -> list[str]:
+    """A table of where adapters are, those that are wanted first."""
+    rows = [(adapter, model["names"][0]) for model in models for adapter in model["adapters"]]
+    if not rows:
+        return []
+    rows.sort(key=lambda row: (-row[0]["num_running"], -row[0]["num_waiting"], row[0]["slot"] is None))
+    names = ("rank", "num_running", "num_waiting", "num_loads", "num_evictions")
+    titles = ["ADAPTER", "MODEL", "STATE", "SLOT", "RANK", "RUNNING", "WAITING", "LOADS", "EVICTED", "WAITED"]
+    lines = [
+        [each["name"], model, each["state"], "-" if each["slot"] is None else each["slot"], *(each[name] for name in names),
+         duration(each["wait_s"])]
+        for each, model in rows[:limit]
+    ]  # fmt: skip
+    more = [f"and {len(rows) - limit} more"] if len(rows) > limit else []
+    return ["", *table([titles, *lines]), *more]
+
+
 def status_lines(status: Row) -> list[str]:
     """`llmd status`."""
     lines = [head_line(status)]
     for model in status["models"]:
         lines += model_lines(model)
-    return lines + usage_lines("key", status["keys"]) + usage_lines("adapter", status["adapters"])
+    lines += usage_lines("key", status["keys"]) + usage_lines("adapter", status["adapters"])
+    return lines + adapter_lines(status["models"])
 
 
 def top_lines(status: Row, before: Row | None, seconds: float) -> list[str]:
@@ -132,7 +150,8 @@ def top_lines(status: Row, before: Row | None, seconds: float) -> list[str]:
         stats = model["stats"]
         lines += model_lines(model, rates(stats, earlier.get(tuple(model["names"])), seconds) if stats else None)
     lines += ["", *request_lines(status["requests"])]
-    return lines + usage_lines("key", status["keys"]) + usage_lines("adapter", status["adapters"])
+    lines += usage_lines("key", status["keys"]) + usage_lines("adapter", status["adapters"])
+    return lines + adapter_lines(status["models"])
 
 
 def receipt_lines(row: Row) -> list[str]:

@@ -12,7 +12,7 @@ import os
 import random
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -194,23 +194,31 @@ def new_optimizers(model: Any) -> list[torch.optim.Optimizer]:
     return [muon, adamw]
 
 
-def learning_rate_scale(progress: float, num_steps: int) -> float:
+def learning_rate_scale(progress: float, num_steps: int, warmup_steps: int) -> float:
     """A short warm-up, then half a cosine down to one hundredth."""
-    return min(1.0, (num_steps + 1) / _WARMUP_STEPS) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
+    return min(1.0, (num_steps + 1) / warmup_steps) * (0.01 + 0.99 * (1 + math.cos(math.pi * progress)) / 2)
 
 
-def fit(model: Any, data: Iterator[tuple[Tensor, Tensor]], minutes: float) -> Fit:
-    """Trains whatever in the model requires gradients, until the time is up."""
-    optimizers = new_optimizers(model)
+def fit(
+    model: Any,
+    data: Iterator[tuple[Tensor, Tensor]],
+    minutes: float,
+    *,
+    optimizers_of: Callable[[Any], list[torch.optim.Optimizer]] = new_optimizers,
+    warmup_steps: int = _WARMUP_STEPS,
+    clock: Callable[[], float] = time.monotonic,
+) -> Fit:
+    """Trains whatever in the model requires gradients, until the time on the clock is up."""
+    optimizers = optimizers_of(model)
     rates = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    started, num_steps, num_tokens, smooth = time.monotonic(), 0, 0, 0.0
+    started, num_steps, num_tokens, smooth = clock(), 0, 0, 0.0
     with tqdm(total=round(minutes * 60), desc="train", unit="s") as bar:
-        while (progress := (time.monotonic() - started) / (minutes * 60)) < 1:
+        while (progress := (clock() - started) / (minutes * 60)) < 1:
             ids, labels = next(data)
             loss = loss_of(model, ids, labels)
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            scale = learning_rate_scale(progress, num_steps)
+            scale = learning_rate_scale(progress, num_steps, warmup_steps)
             for optimizer, rate in zip(optimizers, rates, strict=True):
                 optimizer.param_groups[0]["lr"] = rate * scale
                 optimizer.step()
@@ -218,7 +226,7 @@ def fit(model: Any, data: Iterator[tuple[Tensor, Tensor]], minutes: float) -> Fi
             num_steps, num_tokens = num_steps + 1, num_tokens + ids.numel()
             smooth = loss.item() if num_steps == 1 else 0.98 * smooth + 0.02 * loss.item()
             bar.set_postfix(loss=f"{smooth:.3f}", steps=num_steps, tokens=num_tokens, refresh=False)
-            bar.update(round(time.monotonic() - started) - bar.n)
+            bar.update(round(clock() - started) - bar.n)
     return Fit(num_steps, num_tokens, smooth)
 
 
