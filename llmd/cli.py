@@ -159,19 +159,56 @@ def check_command(ctx: click.Context, config_file: str | None, device: bool) -> 
             click.echo(line)
 
 
+@main_command.command("plan", short_help="Reckon what the models will take and reach; load nothing.")
+@_config_option
+@click.option("--device-memory", metavar="SIZE", help="Plan for a GPU with so much memory (141GB, 80GiB), here or not.")
+@click.option("--measure", is_flag=True, help="Measure this machine's memory bandwidth, for the roofline.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def plan_command(
+    ctx: click.Context, config_file: str | None, device_memory: str | None, measure: bool, as_json: bool
+) -> None:
+    """Weights, KV bytes a token, tokens and sequences that fit, for each model. Exit 78 if one does not."""
+    import json
+
+    from llmd.config_load import load_config
+    from llmd.daemon import load_catalog
+    from llmd.plan import check_fits, describe, parse_size, plain, reckon_models
+
+    size = parse_size(device_memory) if device_memory else None
+    config = load_config(config_file or (ctx.parent.params.get("config_file") if ctx.parent else None))
+    footprints = list(reckon_models(config, load_catalog(config), device_bytes=size, measure=measure))
+    if as_json:
+        click.echo(json.dumps([plain(footprint) for footprint in footprints], indent=2))
+    for footprint, model in zip(footprints, config.models, strict=True):
+        if not as_json:
+            click.echo("\n".join(describe(footprint, config.scheduler.max_num_seqs)))
+        check_fits(footprint, model.max_model_len)
+
+
 @main_command.command("plugins", short_help="List the plugins: what was loaded, and what was not and why.")
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--timing", is_flag=True, help="The slowest to import first, with their sum.")
 @click.pass_context
-def plugins_command(ctx: click.Context, config_file: str | None, as_json: bool) -> None:
-    """Every plugin with its distribution, version, state, reason, hooks, what it provides and its import time."""
+def plugins_command(ctx: click.Context, config_file: str | None, as_json: bool, timing: bool) -> None:
+    """Every plugin with its distribution, version, state, reason, hooks, what it provides and its import time.
+
+    A wheel that ships the verdict of `llmd plugin check` is listed with it. What plugins cost in each step, a running
+    daemon tells in its metrics (llmd_plugin_seconds_total).
+    """
     from dataclasses import asdict
 
+    from llmd.plugin.verdicts import shipped_verdict
+
     catalog = _catalog_of(config_file or (ctx.parent.params.get("config_file") if ctx.parent else None))
+    verdicts = {row.name: None if row.builtin else shipped_verdict(row.distribution) for row in catalog.plugins}
+    plugins = sorted(catalog.plugins, key=lambda row: -row.import_ms) if timing else catalog.plugins
     if as_json:
         import json
 
-        click.echo(json.dumps([asdict(row) for row in catalog.plugins], indent=2))
+        told = {name: verdict._asdict() if verdict else None for name, verdict in verdicts.items()}
+        click.echo(json.dumps([asdict(row) | {"verdict": told[row.name]} for row in plugins], indent=2))
         return
     rows = [
         (
@@ -179,12 +216,14 @@ def plugins_command(ctx: click.Context, config_file: str | None, as_json: bool) 
             f"{row.distribution} {row.version}",
             row.state,
             f"{row.import_ms:.1f} ms",
-            row.reason or ", ".join(row.provides or row.hooks),
+            "; ".join(filter(None, (row.reason or ", ".join(row.provides or row.hooks), str(verdicts[row.name] or "")))),
         )
-        for row in catalog.plugins
+        for row in plugins
     ]
     for line in _columns([("NAME", "DISTRIBUTION", "STATE", "IMPORT", "PROVIDES OR REASON"), *rows]):
         click.echo(line)
+    if timing:
+        click.echo(f"{len(plugins)} plugins, {sum(row.import_ms for row in plugins):.1f} ms of imports")
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

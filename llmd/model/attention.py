@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from llmd.errors import ModelError
+
+log = logging.getLogger("llmd.model")
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +44,14 @@ class AttentionExtras(NamedTuple):
     alibi_slopes: torch.Tensor | None = None  # [H] float32, times a key's distance before the query, taken off its score
 
 
+class HeadTurn(NamedTuple):
+    """What happens to a step's heads before they are stored; handed to backends that say `turns_heads = True`."""
+
+    positions: torch.Tensor  # [T] int64
+    cos_sin: torch.Tensor  # [max_position, R] float32, the cosines of the R/2 angles and then their sines
+    norms: tuple[torch.Tensor, torch.Tensor, float] | None = None  # RMSNorm weights [D] of q's and k's heads, and eps
+
+
 class AttentionBackend(Protocol):
     """Causal attention over the paged KV cache. One object serves all layers of a model."""
 
@@ -66,7 +77,8 @@ class AttentionBackend(Protocol):
     ) -> torch.Tensor:
         """Store k, v [T, K, D] in kv [num_blocks, *kv_shape], then attend with q [T, H, D]: [T, H, D], contiguous.
 
-        kv is a QuantizedKV where kv_cache_dtype is of eight bits. For models that have them: `extras`, AttentionExtras.
+        kv is a QuantizedKV where kv_cache_dtype is of eight bits. For models that have them: `extras`, AttentionExtras. A
+        backend with an attribute `turns_heads = True` is given `turn`, a HeadTurn, and q and k as they were projected.
         """
 
 
@@ -128,4 +140,6 @@ def select_backend(
     if chosen is not None and chosen not in usable:
         raise ModelError(f"a plugin selected attention backend {chosen!r}; usable are {', '.join(usable)}")
     chosen = chosen or usable[0]
+    others = "; ".join(f"{key}: {', '.join(why)}" for key, why in sorted(reasons.items()) if why)
+    log.info("attention %s%s", chosen, f" (not {others})" if others else "")
     return chosen, backends[chosen]

@@ -16,6 +16,7 @@ from llmd.model.classifier_tokens import ClassifierTokens, read_classifier_token
 ROPE_KINDS = ("default", "linear", "dynamic", "yarn", "llama3")
 _DTYPES = ("float32", "float16", "bfloat16")
 _MAX_SIZE = 1 << 31
+_QUANTIZER_FILE = "hf_quant_config.json"
 _LABEL_ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none", "Softmax": "softmax"}
 _PROBLEM_ACTIVATIONS = {
     "regression": "none",
@@ -130,17 +131,27 @@ def read_config(
 
 
 def read_raw_config(folder: Path, overrides: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """`folder`/config.json as it stands, `overrides` over it."""
-    path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ModelError(f"{folder.name}: config.json is missing") from None
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise ModelError(f"{folder.name}: config.json cannot be read: {error}") from None
-    if not isinstance(raw, dict):
-        raise ModelError(f"{folder.name}: config.json must be an object, not {type(raw).__name__}")
+    """`folder`/config.json as it stands, `overrides` over it; what a quantizer wrote into a file of its own is added."""
+    raw = _read_object(folder, "config.json")
+    if "quantization_config" not in raw and (folder / _QUANTIZER_FILE).is_file():
+        given = _read_object(folder, _QUANTIZER_FILE)
+        producer, settings = given.get("producer"), given.get("quantization")
+        if not isinstance(producer, dict) or not isinstance(settings, dict):
+            raise ModelError(f"{folder.name}: {_QUANTIZER_FILE} must have the objects 'producer' and 'quantization'")
+        raw["quantization_config"] = {"quant_method": producer.get("name"), **settings}
     return {**raw, **(overrides or {})}
+
+
+def _read_object(folder: Path, name: str) -> dict[str, Any]:
+    try:
+        raw = json.loads((folder / name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ModelError(f"{folder.name}: {name} is missing") from None
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        raise ModelError(f"{folder.name}: {name} cannot be read: {error}") from None
+    if not isinstance(raw, dict):
+        raise ModelError(f"{folder.name}: {name} must be an object, not {type(raw).__name__}")
+    return raw
 
 
 def parse_config(raw: Mapping[str, Any]) -> ArchitectureConfig:

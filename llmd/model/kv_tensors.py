@@ -159,4 +159,7 @@ def _read_int(path: str) -> int | None:
 
 def show(num_bytes: int) -> str:
     """Bytes for people."""
-    return f"{num_bytes / (1 << 30):.2f} GiB" if num_bytes >= 1 << 30 else f"{num_bytes / (1 << 20):.2f} MiB"
+    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.2f} {unit}"
+    return f"{num_bytes / 1024:.2f} KiB"

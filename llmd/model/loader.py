@@ -31,6 +31,7 @@ from llmd.model.config import ArchitectureConfig, read_config
 from llmd.model.layers import Embedding, Layer, Layers, Linear, LMHead, Shard, WeightSlot
 from llmd.model.parts import ModelParts as ModelParts
 from llmd.model.quantization import Quantization, Unquantized
+from llmd.model.quantization_choice import candidates, unreadable
 
 log = logging.getLogger("llmd.model")
 
@@ -42,7 +43,7 @@ _DTYPES = {
 # needs it takes from each token (see llmd_kernels.quantized_kv), and attention computes in floats.
 _KV_SCALES = ("*.k_scale", "*.v_scale", "*.kv_scale", "*.q_scale", "*.prob_scale", "*.prob_output_scale", "*.k_zero_point",
               "*.v_zero_point", "*_proj.output_scale")  # fmt: skip
-_PLAIN_FLOATS = {"float16", "bfloat16", "float32", "float64"}
+_PLAIN_FLOATS = {"float16", "bfloat16", "float32", "float64", "float8_e8m0fnu"}  # the last holds powers of two, for scales
 _WIDE_INTS = {"int32", "int64"}
 
 
@@ -93,11 +94,22 @@ class Blueprint(NamedTuple):
     is_encoder: bool = False
 
 
-def plan_model(model: ModelConfig, path: Path, parts: ModelParts, *, block_size: int, kv_cache_dtype: str) -> Blueprint:
-    """Read config.json and decide device, dtype and attention backend; touches no weights."""
+def plan_model(
+    model: ModelConfig,
+    path: Path,
+    parts: ModelParts,
+    *,
+    block_size: int,
+    kv_cache_dtype: str,
+    device: torch.device | None = None,
+) -> Blueprint:
+    """Read config.json and decide device, dtype and attention backend; touches no weights.
+
+    `device`: plan for this one, though it may not be here.
+    """
     config = read_model_config(model, path, parts)
     encodes = is_encoder(config, parts, model.model_impl)
-    device = select_device(model.device)
+    device = device or select_device(model.device)
     dtype = select_dtype(model.dtype, config, device)
     needs = attention_needs(config, dtype, device, block_size=block_size, kv_cache_dtype=kv_cache_dtype, for_encoder=encodes)
     name, backend = select_backend(needs, parts.attention_backends, model.attention_backend, parts.select_attention_backend)
@@ -150,19 +162,7 @@ def load_model(
     shard: Shard | None = None,
 ) -> LoadedModel:
     """Build the architecture and fill it from the checkpoint; ModelError names the file or tensor that is wrong."""
-    config = blueprint.config
-    quantization, quantization_name = select_quantization(model, config, parts, blueprint.device)
-    layers = Layers(
-        config,
-        blueprint.backend,
-        dtype=blueprint.dtype,
-        device=blueprint.device,
-        max_model_len=max_model_len,
-        shard=shard,
-    )
-    with torch.device("meta"):
-        module = _build(model, config, parts, layers)
-    module.requires_grad_(False).eval()
+    module, quantization, quantization_name = build_empty(model, parts, blueprint, max_model_len=max_model_len, shard=shard)
     slots = prepare_slots(module, quantization)
     if model.merge_adapter is not None:
         merged = merge(
@@ -178,7 +178,7 @@ def load_model(
         _trim_heap()
     return LoadedModel(
         module=module,
-        config=config,
+        config=blueprint.config,
         backend=blueprint.backend,
         backend_name=blueprint.backend_name,
         dtype=blueprint.dtype,
@@ -187,6 +187,27 @@ def load_model(
         quantization=quantization_name,
         is_encoder=blueprint.is_encoder,
     )
+
+
+def build_empty(
+    model: ModelConfig,
+    parts: ModelParts,
+    blueprint: Blueprint,
+    *,
+    max_model_len: int,
+    shard: Shard | None = None,
+    device: torch.device | None = None,
+) -> tuple[nn.Module, Quantization | None, str | None]:
+    """The architecture without memory, and how its weights are stored. `device`: where they will be, if not as planned."""
+    config = blueprint.config
+    quantization, name = select_quantization(model, config, parts, blueprint.device)
+    device = device or blueprint.device
+    layers = Layers(
+        config, blueprint.backend, dtype=blueprint.dtype, device=device, max_model_len=max_model_len, shard=shard
+    )
+    with torch.device("meta"):
+        module = _build(model, config, parts, layers)
+    return module.requires_grad_(False).eval(), quantization, name
 
 
 def _build(model: ModelConfig, config: ArchitectureConfig, parts: ModelParts, layers: Layers) -> nn.Module:
@@ -256,30 +277,17 @@ def select_quantization(
 def _find_quantization(
     model: ModelConfig, config: ArchitectureConfig, parts: ModelParts
 ) -> tuple[Quantization | None, str | None]:
-    known = ", ".join(sorted(parts.quantizations)) or "none"
-    settings = config.quantization or {}
-    if model.quantization is not None and model.quantization not in parts.quantizations:
-        raise ModelError(f"quantization {model.quantization!r} is not known; known are {known}")
-    if config.quantization is not None:
-        for name, spec in parts.quantizations.items():
-            if model.quantization not in (None, name) or (spec.check is not None and not spec.check(settings)):
-                continue
-            quantization: Quantization = spec.build(settings)
-            if quantization.detect(settings):
-                return quantization, name
-        kind = settings.get("quant_method")
-        raise ModelError(
-            f"the checkpoint is quantized by {kind!r}, which "
-            + (f"is not {model.quantization!r}" if model.quantization else f"no plugin reads; known are {known}")
-        )
-    if model.quantization is None:
-        if model.quantization_options:
-            raise ModelError("quantization_options are for a method that quantizes while loading, and none is named")
-        return None, None
-    spec = parts.quantizations[model.quantization]
-    if not spec.online:
-        raise ModelError(f"quantization {model.quantization!r} needs a checkpoint that is quantized so; this one is not")
-    return spec.build(model.quantization_options), model.quantization
+    asked, settings, specs = model.quantization, config.quantization, parts.quantizations
+    names = candidates(asked, settings, specs)
+    if settings is None and asked is None and model.quantization_options:
+        raise ModelError("quantization_options are for a method that quantizes while loading, and none is named")
+    for name in names:
+        quantization: Quantization = specs[name].build(model.quantization_options if settings is None else settings)
+        if settings is None or quantization.detect(settings):
+            return quantization, name
+    if settings is not None:
+        raise unreadable(asked, settings, specs)
+    return None, None
 
 
 def open_checkpoint(model: ModelConfig, path: Path, parts: ModelParts) -> Checkpoint:
@@ -309,7 +317,7 @@ class Slot(NamedTuple):
 
 def _slot(slot: WeightSlot, module: nn.Module) -> Slot:
     itemsize = slot.dtype.itemsize if slot.dtype is not None else 0
-    return Slot(slot, module, torch.Size(slot.shape).numel() * itemsize)
+    return Slot(slot, module, max(0, torch.Size(slot.shape).numel()) * itemsize)  # what is of any length is short
 
 
 def prepare_slots(module: nn.Module, quantization: Quantization | None) -> dict[str, Slot]:
@@ -417,8 +425,8 @@ def _match_names(
 
 
 def _is_shape(found: tuple[int, ...], shape: tuple[int, ...]) -> bool:
-    """Equal, or both a single number however it is written."""
-    return found == shape or (found in ((), (1,)) and shape in ((), (1,)))
+    """Equal, both a single number however it is written, or one dim where that may be of any length, (-1,)."""
+    return found == shape or (found in ((), (1,)) and shape in ((), (1,))) or (shape == (-1,) and len(found) == 1)
 
 
 def _is_dtype(found: str, kept: torch.dtype | None) -> bool:

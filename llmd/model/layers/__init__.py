@@ -120,9 +120,7 @@ class Layers:
             self._rotaries[key] = Rotary(*key, self.max_model_len, self.device)
         return self._rotaries[key]
 
-    def attention(
-        self, index: int, *, scale: float | None = None, extras: AttentionExtras | None = None
-    ) -> Attention:
+    def attention(self, index: int, *, scale: float | None = None, extras: AttentionExtras | None = None) -> Attention:
         """Attention of layer `index`; `extras`: a soft cap, sinks or slopes."""
         window = self.config.windows[index] if self.config.windows else None
         return Attention(self.backend, index, scale or self.config.head_dim**-0.5, window, extras)

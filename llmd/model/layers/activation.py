@@ -8,17 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from llmd.errors import ModelError
-from llmd_kernels.silu_mul import silu_mul
+from llmd_kernels.silu_mul import gelu_mul, silu_mul
 
 
 def _gelu_tanh_mul(x: torch.Tensor) -> torch.Tensor:
-    gate, up = x.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh") * up
-
-
-def _gelu_mul(x: torch.Tensor) -> torch.Tensor:
-    gate, up = x.chunk(2, dim=-1)
-    return F.gelu(gate) * up
+    return gelu_mul(x, tanh=True)
 
 
 def _gelu_tanh(x: torch.Tensor) -> torch.Tensor:
@@ -37,7 +31,7 @@ _PLAIN: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 _GATED: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": silu_mul,
     "swish": silu_mul,
-    "gelu": _gelu_mul,
+    "gelu": gelu_mul,
     "gelu_pytorch_tanh": _gelu_tanh_mul,
 }
 

@@ -61,6 +61,7 @@ class Linear(Layer):
         self.in_features = columns.size
         self.out_features = sum(part.rows.size for part in parts)
         self._layouts: dict[str, _Layout] = {}
+        self._lists: dict[str, str] = {}  # parameters of any length, by the rest of their names in the checkpoint
         self.pieces: nn.ModuleList | None = None  # linears within this one, which hold what it computes with
         self.is_piece = False  # it is within another, and nobody else's affair
         self.adapters: Slots | None = None  # where the model serves adapters
@@ -109,6 +110,16 @@ class Linear(Layer):
         self.add_parameter(name, (len(self.parts), *shape), dtype)
         self._layouts[name] = _Layout(None, input_dim, True, None, input_block, default)
 
+    def add_list(self, name: str, key: str, dtype: torch.dtype) -> None:
+        """Declare a tensor of one dim and any length, `<linear>.<key>` in the checkpoint, for a linear of one part.
+
+        What a format says of a weight may be as long as it likes; the method looks at what it then takes.
+        """
+        if len(self.parts) != 1:
+            raise ValueError(f"{self.name}: {key} of several parts cannot be one list")
+        self.add_parameter(name, (0,), dtype)
+        self._lists[name] = key
+
     def part_linears(self) -> list[Linear]:
         """A linear for each part, named as in the checkpoint, without methods; whoever keeps them sets `pieces`."""
         linears = []
@@ -126,7 +137,8 @@ class Linear(Layer):
     def take(self, name: str) -> torch.Tensor | None:
         """What was loaded under a declared name, which the layer lets go of; None where the checkpoint has none."""
         parameter = self._parameters.pop(name)
-        del self._layouts[name]
+        self._layouts.pop(name, None)
+        self._lists.pop(name, None)
         return None if parameter is None or parameter.is_meta else parameter.data
 
     def materialize(self, name: str) -> torch.Tensor:
@@ -145,6 +157,10 @@ class Linear(Layer):
                 slot, size = self._slot(name, part, checkpoint_name, index if layout.is_stacked else offset)
                 offset += size
                 yield slot
+        for name, key in self._lists.items():
+            parameter = self._parameters[name]
+            assert parameter is not None
+            yield WeightSlot(f"{self.checkpoint_names[0]}.{key}", (-1,), self._list_loader(name), parameter.dtype)
         for piece in self.pieces or ():
             assert isinstance(piece, Linear)
             yield from piece.weight_slots()
@@ -179,6 +195,12 @@ class Linear(Layer):
             for dim, cut in cuts:
                 tensor = tensor.narrow(dim, cut.start, cut.size)
             copy_into(target if place is None else target.narrow(*place), tensor)
+
+        return load
+
+    def _list_loader(self, name: str) -> Callable[[torch.Tensor], None]:
+        def load(tensor: torch.Tensor) -> None:
+            self._parameters[name] = torch.nn.Parameter(tensor.to(self.device, copy=True), requires_grad=False)
 
         return load
 
