@@ -162,7 +162,7 @@ def test_plugins_as_table_and_json(wheels):
     assert rows["acme-new.main"]["reason"].startswith("llmd.api.v1 has no Later in llmd 0.")
     assert rows["sources.demo"]["builtin"] is True
     assert set(rows["sources.demo"]) == {
-        "name", "distribution", "version", "state", "reason", "hooks", "provides", "import_ms", "builtin",
+        "name", "distribution", "version", "state", "reason", "hooks", "provides", "import_ms", "builtin", "verdict",
     }  # fmt: skip
 
 
