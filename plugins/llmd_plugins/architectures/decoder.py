@@ -27,10 +27,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, batch: Batch) -> Tensor:
         q, k, v = self.split(self.qkv_proj(x))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        self.rotary(batch.positions, q, k)
-        return self.o_proj(self.attend(q, k, v, batch))
+        norms = None if self.q_norm is None or self.k_norm is None else (self.q_norm, self.k_norm)
+        return self.o_proj(self.attend(q, k, v, batch, rotary=self.rotary, norms=norms))
 
 
 class MLP(nn.Module):

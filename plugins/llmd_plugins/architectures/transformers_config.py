@@ -93,7 +93,7 @@ def read(raw: Mapping[str, Any]) -> Any:
 def spell(raw: Mapping[str, Any]) -> dict[str, Any]:
     """config.json in Llama's words, with the defaults that Transformers knows for what is not said."""
     config = read(raw)
-    heads, hidden = config.num_attention_heads, config.hidden_size
+    heads, hidden = _number(config, "num_attention_heads"), _number(config, "hidden_size")
     kv_heads = 1 if getattr(config, "multi_query", False) else getattr(config, "num_key_value_heads", None)
     spelled = {
         "architectures": raw.get("architectures"),
@@ -101,10 +101,10 @@ def spell(raw: Mapping[str, Any]) -> dict[str, Any]:
         "num_key_value_heads": kv_heads or heads,
         "hidden_size": hidden,
         "head_dim": getattr(config, "head_dim", None) or hidden // heads,
-        "num_hidden_layers": config.num_hidden_layers,
+        "num_hidden_layers": _number(config, "num_hidden_layers"),
         "intermediate_size": getattr(config, "intermediate_size", None) or 4 * hidden,
-        "max_position_embeddings": config.max_position_embeddings,
-        "vocab_size": config.vocab_size,
+        "max_position_embeddings": _number(config, "max_position_embeddings"),
+        "vocab_size": _number(config, "vocab_size"),
         "tie_word_embeddings": bool(config.tie_word_embeddings),
         "sliding_window": getattr(config, "sliding_window", None),
         "layer_types": getattr(config, "layer_types", None),
@@ -115,6 +115,13 @@ def spell(raw: Mapping[str, Any]) -> dict[str, Any]:
     if getattr(config, "use_sliding_window", True) is False:
         spelled["sliding_window"] = None
     return {key: value for key, value in spelled.items() if value is not None}
+
+
+def _number(config: Any, name: str) -> int:
+    value = getattr(config, name, None)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ModelError(f"config.json: {name} must be a positive integer, Transformers reads {value!r}")
+    return value
 
 
 def check_rope(config: Any, max_model_len: int) -> None:

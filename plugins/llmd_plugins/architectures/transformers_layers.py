@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from llmd.api.v1 import Embedding, Layer, Layers, Linear, LMHead, ModelError, WeightSlot
+from llmd_kernels.linear import linear
 
 
 class FlatLinear(Linear):
@@ -48,8 +49,8 @@ class TiedHead(nn.Module):
         return self._embedding[0].weight
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """[..., hidden_size] → [..., vocab_size]."""
-        return nn.functional.linear(hidden, self.weight)
+        """[..., hidden_size] → [..., vocab_size] float32."""
+        return linear(hidden.flatten(0, -2), self.weight, out_dtype=torch.float32).unflatten(0, hidden.shape[:-1])
 
 
 class Foreign(Layer):
@@ -80,6 +81,8 @@ def _adopt(module: nn.Module, device: torch.device) -> None:
 def compute_buffers(model: Any, device: torch.device) -> None:
     """Give memory to buffers that no checkpoint holds (rope's frequencies), filled by the model's own initialization."""
     for module in model.modules():
+        if loose := [name for name, value in vars(module).items() if isinstance(value, Tensor) and value.is_meta]:
+            raise ModelError(f"{type(module).__name__}.{loose[0]} cannot be computed: it is no buffer")
         mine = [name for name in module._non_persistent_buffers_set if module._buffers.get(name) is not None]
         if not mine:
             continue
@@ -104,8 +107,8 @@ def _is_marked(buffer: Tensor) -> bool:
     return bool((buffer.isnan() if buffer.is_floating_point() else buffer == -1).any())
 
 
-def make_layers(model: Any, layers: Layers, is_tied: bool) -> None:
-    """Replace what llmd has a layer for, adopt everything else that holds weights."""
+def make_layers(model: Any, layers: Layers, is_tied: bool) -> str:
+    """Replace what llmd has a layer for, adopt everything else that holds weights; gives the head's name."""
     table, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         raise ModelError(f"{type(model).__name__} has no language head")
@@ -115,18 +118,19 @@ def make_layers(model: Any, layers: Layers, is_tied: bool) -> None:
     _put(model, head_name, _head(model.get_submodule(table_name), head, layers, is_tied))
     for name, module in list(model.named_modules()):
         if type(module) is nn.Linear and name != head_name and module.weight.dtype == layers.dtype:
-            linear = layers.linear(module.in_features, module.out_features, bias=module.bias is not None)
-            linear.__class__ = FlatLinear
-            _put(model, name, linear)
+            own = layers.linear(module.in_features, module.out_features, bias=module.bias is not None)
+            own.__class__ = FlatLinear
+            _put(model, name, own)
         elif not isinstance(module, Layer) and (module._parameters or module._buffers):
             _adopt(module, layers.device)
+    return head_name
 
 
 def _embedding(module: Any, layers: Layers) -> nn.Module:
     """llmd's where it is a plain table of the model's own size."""
     shape = layers.config.vocab_size, layers.config.hidden_size
     if type(module) is not nn.Embedding or tuple(module.weight.shape) != shape or module.max_norm is not None:
-        return module  # type: ignore[no-any-return]
+        return module
     embedding = layers.embedding()
     embedding.__class__ = FlatEmbedding
     return embedding
@@ -135,7 +139,7 @@ def _embedding(module: Any, layers: Layers) -> nn.Module:
 def _head(table: nn.Module, head: Any, layers: Layers, is_tied: bool) -> nn.Module:
     """llmd's where it is a plain matrix of the model's own size, or the table's where they are one."""
     shape = layers.config.vocab_size, layers.config.hidden_size
-    is_plain = type(head) is nn.Linear and head.bias is None and tuple(head.weight.shape) == shape
+    is_plain = type(head) is nn.Linear and getattr(head, "bias", None) is None and tuple(head.weight.shape) == shape
     if is_tied and not isinstance(table, Embedding):
         if not is_plain:
             raise ModelError(f"{type(head).__name__}: this head cannot share its weight with {type(table).__name__}")
@@ -143,7 +147,7 @@ def _head(table: nn.Module, head: Any, layers: Layers, is_tied: bool) -> nn.Modu
     if not is_plain:
         if is_tied:
             raise ModelError(f"{type(head).__name__}: this head cannot share its weight with the embedding")
-        return head  # type: ignore[no-any-return]
+        return head
     lm_head = layers.lm_head(table)  # type: ignore[arg-type]  # untied, it does not look at the table
     lm_head.__class__ = FlatHead
     return lm_head

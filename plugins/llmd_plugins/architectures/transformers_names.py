@@ -58,14 +58,19 @@ class CheckpointNames:
         `materialize(name of a slot)` is the memory of the whole weight.
         """
         found: dict[str, tuple[str, WeightSlot]] = {}
+        pieces: dict[str, set[Piece]] = {}
         for name in names:
             target, source = self._rename(name)
             if target not in slots:
                 continue
             slot = slots[target]
             if source is not None:
-                slot = _part_slot(name, slot, self._piece(name, source), materialize)
+                piece = self._piece(name, source)
+                pieces.setdefault(target, set()).add(piece)
+                slot = _part_slot(name, slot, piece, materialize)
             found[name] = (target, slot)
+        for target, given in pieces.items():
+            _check_whole(slots[target], given)
         filled = {target for target, _ in found.values()}
         return {**found, **{name: (name, slot) for name, slot in slots.items() if name not in filled}}
 
@@ -90,6 +95,17 @@ class CheckpointNames:
             return Piece(None, part, num_parts, steps[0][1] or 0)
         told = ", ".join(kind for kind, _ in steps)
         raise ModelError(f"tensor {name}: Transformers converts it as it loads ({told}), which llmd does not follow")
+
+
+def _check_whole(slot: WeightSlot, given: set[Piece]) -> None:
+    """Raises ModelError where a weight is made of tensors some of which are not there."""
+    some = next(iter(given))
+    experts = [None] if some.expert is None else range(slot.shape[0])
+    wanted = {Piece(expert, part, some.num_parts, some.dim) for expert in experts for part in range(some.num_parts)}
+    if absent := wanted - given:
+        told = ", ".join(sorted({str(piece.expert) for piece in absent if piece.expert is not None})[:4])
+        where = f" of experts {told}" if told else ""
+        raise ModelError(f"the checkpoint lacks {len(absent)} of the {len(wanted)} tensors that make {slot.name}{where}")
 
 
 def _wildcards(expression: str) -> str | None:

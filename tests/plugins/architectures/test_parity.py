@@ -46,6 +46,7 @@ CASES = {
             }
         },
     ),
+    "llama-window": ("Llama", {"sliding_window": 9}),  # which Llama does not look at
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral-window": ("Mistral", {"sliding_window": 9}),
     "qwen2": ("Qwen2", {"hidden_size": 120}),
