@@ -171,7 +171,9 @@ def _model_problems(model: ModelConfig, catalog: Catalog) -> Iterator[tuple[str,
         yield "model", why_not
         return
     try:
-        check_architecture(source.resolve(model, lambda progress: None), catalog, model)
+        folder = source.resolve(model, lambda progress: None)
+        check_architecture(folder, catalog, model)
+        check_quantization(folder, catalog, model)
     except ModelError as error:
         yield "model", f"{model.model!r} cannot be served: {error}"
 
@@ -189,6 +191,18 @@ def check_architecture(folder: FilePath, catalog: Catalog, model: ModelConfig) -
         raise ModelError(f"{error}{_broken(catalog)}") from None
     if not choice.is_fallback:  # whose config.json is in words of its own
         read_config(folder, model.hf_overrides)
+
+
+def check_quantization(folder: FilePath, catalog: Catalog, model: ModelConfig) -> None:
+    """Read quantization_config; raises ModelError for what no plugin reads, or not what `quantization` names."""
+    from llmd.model.config import read_raw_config
+    from llmd.model.quantization_choice import candidates
+
+    settings = read_raw_config(folder, model.hf_overrides).get("quantization_config")
+    if settings is not None and not isinstance(settings, dict):
+        raise ModelError(f"config.json: quantization_config must be an object, not {type(settings).__name__}")
+    if model.quantization is None or model.quantization in catalog.quantizations:  # else it has been told by its key
+        candidates(model.quantization, settings, catalog.quantizations)
 
 
 def _file_problems(name: str) -> Iterator[str]:

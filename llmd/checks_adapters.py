@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +22,7 @@ _MERGED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_pr
 def check_adapters(config: Config, catalog: Catalog, base: FilePath | None) -> Iterator[str]:
     """One line for each adapter of the configuration that cannot be served on the model in the folder `base`.
 
-    Where the model's shapes are not known (its files are elsewhere, or quantized), only the adapter's own files are looked at.
+    Where the model's shapes are not known (its files are elsewhere, or quantized), only the adapter's own are looked at.
     """
     adapters = config.adapters
     yield from _check_merged(config, catalog)
@@ -30,7 +30,7 @@ def check_adapters(config: Config, catalog: Catalog, base: FilePath | None) -> I
         return
     if adapters.lora_dir is not None and not FilePath(adapters.lora_dir).is_dir():
         yield config.problem(("adapters", "lora_dir"), f"{adapters.lora_dir!r} is not a folder")
-    modules = base_modules(base) if base is not None and adapters.lora_modules else None
+    modules = base_modules(base, adapters.lora_target_modules) if base is not None and adapters.lora_modules else None
     for name, path in adapters.modules().items():
         try:
             check_adapter(FilePath(path), catalog, modules, adapters.max_lora_rank)
@@ -57,8 +57,11 @@ def check_adapter(path: FilePath, catalog: Catalog, modules: Mapping[str, BaseMo
     find_format(path, catalog.adapter_formats).check(path, modules, max_rank)
 
 
-def base_modules(folder: FilePath) -> dict[str, BaseModule] | None:
-    """The modules of a checkpoint in safetensors that adapters may change; None where its files do not tell."""
+def base_modules(folder: FilePath, targets: Sequence[str] = ()) -> dict[str, BaseModule] | None:
+    """The modules of a checkpoint in safetensors that adapters may change; None where its files do not tell.
+
+    `targets` are the last parts of their names, as `lora_target_modules` has them; none: all.
+    """
     try:
         files = sorted(folder.glob("*.safetensors"))
         shapes = {name: info["shape"] for file in files for name, info in _header(file).items() if "shape" in info}
@@ -67,7 +70,10 @@ def base_modules(folder: FilePath) -> dict[str, BaseModule] | None:
         return None  # whatever is wrong with the model is told elsewhere
     if not shapes or config.get("quantization_config"):
         return None
-    return _modules(shapes, is_tied=bool(config.get("tie_word_embeddings")))
+    found = _modules(shapes, is_tied=bool(config.get("tie_word_embeddings")))
+    return {
+        name: base for name, base in found.items() if not targets or f".{name}".endswith(tuple(f".{t}" for t in targets))
+    }
 
 
 def _header(file: FilePath) -> dict[str, Any]:
@@ -89,7 +95,7 @@ def _modules(shapes: Mapping[str, list[int]], *, is_tied: bool) -> dict[str, Bas
         if kind != "weight" or len(shape) != 2:
             continue
         last = name.rpartition(".")[2]
-        if last == "embed_tokens":
+        if last == "embed_tokens" or last.endswith("embeddings"):
             found[name] = BaseModule("embedding", shape[0], shape[1])
             if is_tied:
                 found.setdefault("lm_head", BaseModule("head", shape[1], shape[0]))

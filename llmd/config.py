@@ -95,7 +95,7 @@ class CacheConfig(Section):
     )
     kv_cache_dtype: KVCacheDType = Field(
         default="auto",
-        description="'auto': the model's dtype; int8, or fp8 which is e4m3: half of bfloat16's bytes, scales a token and head",
+        description="'auto': the model's dtype; int8 or fp8 (e4m3), with scales a token and head: half of bfloat16's bytes",
     )
     enable_prefix_caching: bool = Field(default=True, description="reuse KV blocks of equal prefixes")
     isolate_keys: bool = Field(default=False, description="each API key has its own prefix cache")
@@ -135,7 +135,7 @@ class SchedulerConfig(Section):
 
 
 class AdaptersConfig(Section):
-    """`[adapters]`: LoRA adapters on the served model."""
+    """`[adapters]`: LoRA adapters on the served model, the first of several."""
 
     enable_lora: bool = Field(default=False, description="serve adapters; without it no layer keeps room for them")
     max_loras: int = Field(default=8, ge=1, le=1024, description="adapters on the device at once: those a step can mix")
@@ -295,6 +295,10 @@ class PluginsConfig(BaseModel):
     prefer: dict[str, str] = Field(
         default_factory=dict, description="'family.name' = distribution, where two wheels offer one name"
     )
+    on_plugin_failure: Literal["fallback", "fail"] = Field(
+        default="fallback",
+        description="when a wheel's sampler or attention backend raises in a step: built-in ones take over, or it fails",
+    )
 
 
 class LogConfig(Section):
@@ -335,10 +339,14 @@ class HealthConfig(Section):
         default=None, description="folder for flight records and the journal; default: systemd's STATE_DIRECTORY, else none"
     )
     flight_steps: int = Field(default=512, ge=0, le=65536, description="steps that the flight recorder keeps; 0: off")
-    flight_tokens: bool = Field(default=False, description="flight records hold token ids, so that a replay can compare them")
+    flight_tokens: bool = Field(
+        default=False, description="flight records hold token ids, so that a replay can compare them"
+    )
     max_flight_records: int = Field(default=8, ge=1, le=1000, description="flight records kept on disk")
     refuse_suspects_s: float = Field(
-        default=3600.0, ge=0, description="a prompt that was running in two crashes in a row is refused for so long; 0: never"
+        default=3600.0,
+        ge=0,
+        description="a prompt that was running in two crashes in a row is refused for so long; 0: never",
     )
 
 

@@ -17,6 +17,7 @@ from llmd.engine.executor import LoadProgress
 from llmd.errors import ConfigError, ExitCode
 from llmd.listeners import inherit
 from llmd.plugin.catalog import Catalog, build_catalog
+from llmd.plugin_guards import StepGuards
 
 if TYPE_CHECKING:
     from llmd.model.parts import ModelParts
@@ -45,13 +46,14 @@ def model_parts(catalog: Catalog, adapters: AdaptersConfig | None = None) -> Mod
     """What the model layer needs of the catalog; it may not know the catalog itself."""
     from llmd.model.parts import ModelParts
 
+    guards = StepGuards(catalog)
     return ModelParts(
         architectures={name: spec for spec in catalog.architectures.values() for name in spec.architectures},
         quantizations=catalog.quantizations,
-        attention_backends=catalog.attention_backends,
+        attention_backends=guards.guarded("attention_backends"),
         checkpoint_formats=catalog.checkpoint_formats,
-        logits_processors=catalog.logits_processors,
-        samplers=catalog.samplers,
+        logits_processors=guards.guarded("logits_processors"),
+        samplers=guards.guarded("samplers"),
         adapter_formats=catalog.adapter_formats,
         adapters=adapters,
         select_attention_backend=lambda needs, usable: catalog.first(

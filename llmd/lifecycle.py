@@ -23,6 +23,7 @@ from llmd.listeners import Inherited
 from llmd.loading import Bar, in_thread, seconds_since_start, warm_up
 from llmd.plugin.catalog import Catalog
 from llmd.plugin.specs import AuthenticatorSpec
+from llmd.plugin_guards import CostCollector
 from llmd.reload import LiveAuthenticators, LiveMiddlewares, Reloader
 from llmd.sdnotify import Notifier
 from llmd.status import StatusLine
@@ -141,7 +142,7 @@ class Daemon:
 
         catalog = self._catalog
         live = AuthenticatorSpec(name="all", summary="every authenticator", build=lambda config: self._authenticators)
-        return ServerContext(
+        context = ServerContext(
             config=self._config,
             authenticators=[live] if catalog.authenticators else [],
             middlewares=self._middlewares.specs(),
@@ -153,6 +154,8 @@ class Daemon:
             drain=self.stop,
             reload=self.reload,
         )
+        context.metrics.registry.register(CostCollector(catalog.step_costs))
+        return context
 
     async def _listen(self) -> None:
         """Open the listeners; /ready tells from the first moment how far loading is."""

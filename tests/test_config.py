@@ -413,7 +413,7 @@ def test_scanner_finds_every_key_that_tomllib_finds(lines):
     [
         '[adapters]\nenable_lora = true\nlora_modules = ["sql=/srv/sql", "chat=/srv/a=b"]',
         '[adapters]\nenable_lora = true\n[adapters.lora_modules]\nsql = "/srv/sql"\nchat = "/srv/a=b"',
-        '[adapters]\nenable_lora = true\n'
+        "[adapters]\nenable_lora = true\n"
         'lora_modules = [{name = "sql", path = "/srv/sql"}, {name = "chat", path = "/srv/a=b"}]',
     ],
 )

@@ -185,3 +185,25 @@ def test_help_names_every_flag():
     text = render()
     assert [name for name in FLAGS if f"--{name}" not in text] == []
     assert "\n  --port VALUE\n      port to listen on" in text
+
+
+@pytest.mark.parametrize(
+    "modules",
+    [
+        ["sql=/a", "chat=/b"],
+        ["sql=/a,chat=/b"],
+        ['{"name": "sql", "path": "/a"}', '{"name": "chat", "path": "/b", "base_model_name": "meta/x"}'],
+        ['[{"name": "sql", "path": "/a"}, {"name": "chat", "path": "/b"}]'],
+    ],
+)
+def test_adapters_are_named_in_both_of_vllms_forms(modules):
+    limits = words("--enable-lora --max-loras 4 --max-lora-rank 64 --max-cpu-loras 9")
+    adapters = config_of("meta/x", *limits, "--lora-modules", *modules).adapters
+    assert adapters.modules() == {"sql": "/a", "chat": "/b"}
+    assert (adapters.enable_lora, adapters.max_loras, adapters.max_lora_rank, adapters.host_slots) == (True, 4, 64, 9)
+
+
+@pytest.mark.parametrize("flags", ["--lora-modules sql=/a", "--enable-lora --lora-modules meta/x=/a"])
+def test_adapters_that_could_not_be_asked_for_are_refused(flags):
+    with pytest.raises(ConfigError, match=r"adapters\.lora_modules: "):
+        config_of("meta/x", *words(flags))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
 from llmd import LLM, AsyncLLM, BeamSearchParams, LoRARequest, SamplingParams
 from llmd.errors import AdapterError, AdapterNotFound, ConfigError
@@ -116,3 +118,15 @@ async def test_async_llm_takes_them_as_well():
 def test_wrong_keywords_are_refused(options, words):
     with pytest.raises(ConfigError, match=words):
         LLM("demo", **(OPTIONS | options))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of transformers, at what peft asks it
+@pytest.mark.parametrize("name", ["demo-pirate", "demo-json"])
+def test_the_demos_adapters_are_small_and_say_what_pefts_own_model_says(llm, name):
+    assert sum(file.stat().st_size for file in (OWN / name).iterdir()) <= 200_000
+    base = AutoModelForCausalLM.from_pretrained(folder()).float()
+    model = PeftModel.from_pretrained(base, OWN / name).eval()
+    tokenizer = llm.get_tokenizer()
+    ids = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    expected = model.generate(**ids, max_new_tokens=60, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert [tokenizer.decode(expected, skip_special_tokens=True)] == chat(llm, name)

@@ -29,6 +29,8 @@ admin_keys = ["admin-key"]
 max_output_tokens = 8
 [cache]
 kv_cache_bytes = 16000000
+[adapters]
+enable_lora = true
 [[models]]
 model = "demo"
 dtype = "float32"
@@ -74,7 +76,7 @@ def schema(daemon):
 def check_operation(operation, mode):
     """Requests as the document allows them, or as it does not; right ones ask for a model that there is. The statuses."""
     path, seen = operation.path, set()
-    key = "admin-key" if path.startswith("/admin/") else "user-key"
+    key = "admin-key" if path.startswith("/admin/") or path.endswith("_lora_adapter") else "user-key"
 
     @given(case=operation.as_strategy(generation_mode=mode))
     @settings(
@@ -177,7 +179,7 @@ def test_every_route_is_in_it(daemon):
     """Whatever plugin a route is of, admin or not."""
     document = daemon.get("/openapi.json", Authorization="Bearer user-key")[1]
     named = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
-    for name in ("openai.", "pooling.", "responses.", "anthropic.", "batches.", "admin.", "server."):
+    for name in ("openai.", "pooling.", "responses.", "anthropic.", "batches.", "adapters.", "admin.", "server."):
         assert any(one.startswith(name) for one in named), name
     operation = document["paths"][LAST]["post"]
     assert set(operation["responses"]) >= {"200", "401"}

@@ -4,21 +4,37 @@
 #include <cstring>
 #include <omp.h>
 #include <type_traits>
+#ifdef __AVX512F__
+#include <immintrin.h>
+#endif
 
 #define EXPORT extern "C" __attribute__((visibility("default")))
 
-enum DType : int64_t { F32 = 0, BF16 = 1 };
+enum DType : int64_t { F32 = 0, BF16 = 1, I8 = 2, E4M3 = 3 };  // the last two with scales of their own
 typedef uint16_t bf16;  // the bit pattern
+struct e4m3 { uint8_t bits; };
 
 constexpr int L = 16;  // lanes
 typedef float vf __attribute__((vector_size(64), aligned(4)));
 typedef int32_t vi __attribute__((vector_size(64), aligned(4)));
 typedef uint32_t vu __attribute__((vector_size(64), aligned(4)));
 typedef uint16_t vh __attribute__((vector_size(32), aligned(2)));
+typedef int8_t vb __attribute__((vector_size(16), aligned(1)));
 
 static inline vf splat(float x) { return vf{} + x; }
 static inline vf load(const float* p) { return *(const vf*)p; }
-static inline vf load(const bf16* p) { return (vf)(__builtin_convertvector(*(const vh*)p, vu) << 16); }
+
+// Sixteen small integers to words and back: one instruction each, of which the compiler makes dozens by itself.
+#ifdef __AVX512F__
+static inline vu words(const uint16_t* p) { return (vu)_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)p)); }
+static inline vi words(const int8_t* p) { return (vi)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+static inline void put_bytes(void* p, vi x) { _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)x)); }
+#else
+static inline vu words(const uint16_t* p) { return __builtin_convertvector(*(const vh*)p, vu); }
+static inline vi words(const int8_t* p) { return __builtin_convertvector(*(const vb*)p, vi); }
+static inline void put_bytes(void* p, vi x) { *(vb*)p = __builtin_convertvector(x, vb); }
+#endif
+static inline vf load(const bf16* p) { return (vf)(words(p) << 16); }
 static inline void store(float* p, vf x) { *(vf*)p = x; }
 
 // Round to nearest even; a NaN keeps its sign and stays a NaN.
@@ -41,6 +57,31 @@ static inline void narrow(bf16* p, float x) {
   uint32_t u;
   memcpy(&u, &x, 4);
   *p = x != x ? (u >> 16) | 0x40 : (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+}
+static inline vf load(const int8_t* p) { return __builtin_convertvector(words(p), vf); }
+static inline float widen(int8_t x) { return x; }
+
+// To the nearest whole number, even at halves; |x| < 2^22: a number that large has no room for a fraction.
+static inline vi nearest(vf x) { return (vi)(x + 12582912.0f) - 0x4b400000; }
+static inline void store(int8_t* p, vf x) { put_bytes(p, nearest(x)); }
+
+// Sign, four bits of exponent (bias 7), three of mantissa; never holds a NaN here. The fields go to their places in a
+// float, whose bias is larger by 120: the product puts that right, below 2^-6 too.
+static inline vf load(const e4m3* p) {
+  vi x = words((const int8_t*)p) << 20;  // copies of the sign in the bits between
+  return (vf)(x & (int32_t)0x87f00000) * 0x1p120f;
+}
+static inline float widen(e4m3 x) {
+  uint32_t u = (uint32_t)(x.bits & 0x7f) << 20 | (uint32_t)(x.bits & 0x80) << 24;
+  float f;
+  memcpy(&f, &u, 4);
+  return f * 0x1p120f;
+}
+static inline void store(e4m3* p, vf x) {  // |x| <= 448, to the nearest, even at halves
+  vi size = (vi)x & 0x7fffffff, is_small = (vf)size < 0.015625f;
+  vi normal = ((size + 0x7ffff + ((size >> 20) & 1)) >> 20) - (120 << 3), tiny = nearest((vf)size * 512.0f);
+  vi code = (is_small & tiny) | (~is_small & normal) | (((vi)x >> 24) & 0x80);
+  put_bytes(p, code);
 }
 typedef float vf8 __attribute__((vector_size(32)));
 typedef float vf4 __attribute__((vector_size(16)));

@@ -32,6 +32,7 @@ FLAGS = (
     "-fvisibility=hidden",
 )
 DTYPES: dict[torch.dtype, int] = {torch.float32: 0, torch.bfloat16: 1}  # as enum DType in common.h
+KV_DTYPES = {**DTYPES, torch.int8: 2, torch.float8_e4m3fn: 3}  # what a KV cache may hold
 
 _P, _I, _F = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 _SIGNATURES: dict[str, list[type[ctypes._SimpleCData]]] = {
@@ -39,11 +40,15 @@ _SIGNATURES: dict[str, list[type[ctypes._SimpleCData]]] = {
     "llmd_rms_norm": [_P, _P, _P, _P, _F, _I, _I, _I, _I, _I, _I],
     "llmd_silu_mul": [_P, _P, _I, _I, _I],
     "llmd_rotary": [_P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _I, _I, _I],
-    "llmd_store_kv": [_P, _P, _P, _P, _P, _I, _I, _I, _I, _I, _I, _I, _I],
-    "llmd_paged_attention": [_P, _P, _P, _P, _P, _P, _P, _P, _F, *[_I] * 15],
-    "llmd_quantize_rows": [_P, _P, _P, _I, _I, _I, _I],
-    "llmd_int8_linear": [_P, _P, _P, _P, _P, _P, _P, _I, _I, _I, _I],
+    "llmd_store_kv": [*[_P] * 7, *[_I] * 10],
+    "llmd_paged_attention": [*[_P] * 12, _F, _F, *[_I] * 14],
+    "llmd_quantize_rows": [*[_P] * 4, *[_I] * 5],
+    "llmd_int8_linear": [*[_P] * 7, *[_I] * 5],
     "llmd_linear": [_P, _P, _P, _P, _I, _I, _I, _I, _I, _I],
+    "llmd_lora": [*[_P] * 9, *[_I] * 9],
+    "llmd_grouped_linear": [*[_P] * 8, _F, *[_I] * 9],
+    "llmd_fp8_linear": [*[_P] * 6, *[_I] * 7],
+    "llmd_codebook_linear": [*[_P] * 6, *[_I] * 5],
 }
 
 

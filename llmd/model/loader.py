@@ -35,6 +35,8 @@ from llmd.model.quantization_choice import candidates, unreadable
 
 log = logging.getLogger("llmd.model")
 
+_TRIMS = 16  # of the heap, while a checkpoint loads
+
 _DTYPES = {
     "half": torch.float16, "float16": torch.float16, "bfloat16": torch.bfloat16, "float": torch.float32,
     "float32": torch.float32,
@@ -372,7 +374,7 @@ def fill(
     missing: dict[nn.Module, int] = {}
     for slot in wanted.values():
         missing[slot.module] = missing.get(slot.module, 0) + 1
-    done, whole = 0, None
+    done, trimmed, whole = 0, 0, None
     with torch.inference_mode():
         for name, tensor, phase in checkpoint.tensors({name: slot.slot for name, slot in wanted.items()}):
             _finish(whole)  # not before the checkpoint has let go of the layer's last tensor: that is memory too
@@ -385,6 +387,9 @@ def fill(
             whole = None if missing[slot.module] else slot.module
             done += slot.num_bytes
             report(LoadProgress(phase, done / total))
+            if done - trimmed > total / _TRIMS:  # originals of quantized layers leave holes in the heap
+                _trim_heap()
+                trimmed = done
         _finish(whole)
     unfilled = [name for name, slot in wanted.items() if missing[slot.module]]
     if unfilled:

@@ -266,8 +266,9 @@ class Runner:
     def _info(self, elapsed_s: float) -> ExecutorInfo:
         model = self._model
         log.info(
-            "loaded in %.1f s: weights %s, KV pool %s (%d blocks), context %d, attention %s, %s on %s",
-            elapsed_s, show(model.weights_bytes), show(self.kv.num_bytes), self.kv.num_blocks, self.max_model_len,
+            "loaded in %.1f s: weights %s, KV pool %s (%d blocks of %s), context %d, attention %s, %s on %s",
+            elapsed_s, show(model.weights_bytes), show(self.kv.num_bytes), self.kv.num_blocks,
+            str(self.kv.dtype).removeprefix("torch."), self.max_model_len,
             model.backend_name, model.dtype, self.device,
         )  # fmt: skip
         return ExecutorInfo(
@@ -291,6 +292,7 @@ class Runner:
             facts={
                 "architecture": model.config.architectures[0],
                 "dtype": str(model.dtype).removeprefix("torch."),
+                "kv_cache_dtype": str(self.kv.dtype).removeprefix("torch."),
                 "quantization": model.quantization,
                 "load_s": elapsed_s,
                 "adapter_slots_bytes": self._adapters.num_bytes,

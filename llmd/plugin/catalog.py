@@ -72,6 +72,7 @@ class Catalog(Registries):
 
     manager: PluginManager
     settings: dict[str, Any] = field(default_factory=dict)  # [plugins.<name>] tables, parsed into their models
+    step_costs: dict[str, Any] = field(default_factory=dict)  # "family.name" → StepCost, of wheels that take part in steps
     _silenced: set[tuple[str, str]] = field(default_factory=set, repr=False)
 
     @property

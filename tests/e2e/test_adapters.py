@@ -137,6 +137,15 @@ def test_openais_client_finds_and_uses_them(daemon):
             client.chat.completions.create(**(options | {"model": "none"}))
 
 
+def test_vectors_of_texts_are_those_of_the_adapter(daemon):
+    vectors = []
+    for model in ("demo", "demo-pirate", "demo-json"):
+        status, answer = daemon.get("/v1/embeddings", {"model": model, "input": "hello"})
+        assert (status, answer["model"]) == (200, model)
+        vectors.append(answer["data"][0]["embedding"])
+    assert vectors[0] != vectors[1] != vectors[2] != vectors[0]
+
+
 def test_loaded_and_unloaded_while_others_are_served(daemon, place):
     with ThreadPoolExecutor(4) as pool:
         running = [pool.submit(said, daemon, "demo-json", QUESTIONS[0]) for _ in range(8)]

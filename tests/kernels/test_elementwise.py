@@ -8,10 +8,10 @@ from llmd_kernels.rms_norm import add_rms_norm, rms_norm
 from llmd_kernels.rms_norm import reference as rms_norm_reference
 from llmd_kernels.rotary import reference as rotary_reference
 from llmd_kernels.rotary import rotary
+from llmd_kernels.silu_mul import gelu_mul, silu_mul
 from llmd_kernels.silu_mul import reference as silu_mul_reference
-from llmd_kernels.silu_mul import silu_mul
 from llmd_kernels.store_kv import reference as store_kv_reference
-from llmd_kernels.store_kv import store_kv
+from llmd_kernels.store_kv import rotary_store_kv, store_kv
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -89,3 +89,35 @@ def test_store_kv(dtype, kv_dtype):
     store_kv(k, v, pool[:, 1], slots)
     store_kv_reference.store_kv(k, v, expected[:, 1], slots)
     torch.testing.assert_close(pool, expected, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gelu_mul(dtype, tanh):
+    x = torch.randn(9, 2 * 77).to(dtype)
+    gate, up = x.double().chunk(2, dim=-1)
+    inner = 0.7978845608028654 * (gate + 0.044715 * gate**3)
+    expected = gate / 2 * (1 + (torch.tanh(inner) if tanh else torch.erf(gate * 0.5**0.5))) * up
+    close(gelu_mul(x, tanh=tanh), expected.to(dtype))
+    with pytest.raises(ValueError, match="gelu_mul wants"):
+        gelu_mul(torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rotary_store_kv_is_norm_rotary_and_store(dtype, normed):
+    qkv, pool = torch.randn(11, 10, 20).to(dtype), torch.zeros(9, 2, 5, 2, 20, dtype=dtype)
+    norms = (torch.randn(20).to(dtype), torch.randn(20).to(dtype), 1e-6) if normed else None
+    table, positions, slots = torch.randn(50, 16), torch.randint(0, 50, (11,)), torch.randperm(45)[:11]
+    q, k = qkv[:, :6].clone(), qkv[:, 6:8].clone()
+    if norms is not None:
+        q, k = rms_norm_reference.rms_norm(q, norms[0], 1e-6), rms_norm_reference.rms_norm(k, norms[1], 1e-6)
+    rotary_reference.rotary(q, k, positions, table)
+    expected = pool.clone()
+    store_kv_reference.store_kv(k, qkv[:, 8:], expected, slots)
+    mine = qkv.clone()
+    rotary_store_kv(mine[:, :6], mine[:, 6:8], mine[:, 8:], pool, positions, slots, table, norms)
+    close(mine[:, :6], q)
+    close(pool, expected)
+    with pytest.raises(ValueError, match="do not fit a cache"):
+        rotary_store_kv(mine[:, :6], mine[:, 6:9], mine[:, 8:], pool, positions, slots, table)

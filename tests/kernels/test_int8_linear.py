@@ -60,6 +60,25 @@ def test_a_nan_is_not_swallowed():
     assert finite.tolist() == [True, False, True]
 
 
+@pytest.mark.parametrize("zero", [0, -17, 100, -128])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_one_scale_and_zero_for_all_tokens(dtype, zero):
+    x, weight, scale, sums, bias = make_inputs(5, 66, 133, dtype)
+    x_scale = torch.tensor(0.02)
+    q = (x.float() / x_scale + zero).round().clamp(-128, 127) - zero
+    expected = q @ weight.float().T * x_scale * scale + bias
+    actual = int8_linear(x, weight, scale, sums, bias, x_scale=x_scale, x_zero=zero)
+    assert (actual.float() - expected).norm() <= 5e-3 * expected.norm()
+    assert torch.equal(int8_linear(x[1:2], weight, scale, sums, bias, x_scale=x_scale, x_zero=zero), actual[1:2])
+
+
+@pytest.mark.parametrize(("x_scale", "zero"), [(None, 3), (torch.tensor(0.1), 128)])
+def test_a_zero_point_goes_with_a_scale(x_scale, zero):
+    x, *weights = make_inputs(3, 37, 53)
+    with pytest.raises(ValueError, match="x_zero"):
+        int8_linear(x, *weights, x_scale=x_scale, x_zero=zero)
+
+
 def test_shapes_are_checked():
     x, *weights = make_inputs(3, 37, 53)
     with pytest.raises(ValueError, match="int8_linear wants"):

@@ -17,18 +17,20 @@ def model_parts(**adapters: Any) -> ModelParts:
     from llmd_plugins.adapters import peft
     from llmd_plugins.architectures import llama, qwen2, qwen3, transformers
     from llmd_plugins.attention import cpu, reference
-    from llmd_plugins.checkpoints import dummy, safetensors
+    from llmd_plugins.checkpoints import dummy, gguf, safetensors
     from llmd_plugins.quantization import fp8, int4, int8, nf4
     from llmd_plugins.sampling import torch as torch_sampling
 
     architectures = [spec for plugin in (llama, qwen2, qwen3, transformers) for spec in plugin.llmd_register_architectures()]
     backends = [*cpu.llmd_register_attention_backends(), *reference.llmd_register_attention_backends()]
-    formats = [*dummy.llmd_register_checkpoint_formats(), *safetensors.llmd_register_checkpoint_formats()]
+    formats = [spec for plugin in (dummy, gguf, safetensors) for spec in plugin.llmd_register_checkpoint_formats()]
     return ModelParts(
         architectures={name: spec for spec in architectures for name in spec.architectures},
         attention_backends={spec.name: spec for spec in backends},
         checkpoint_formats={spec.name: spec for spec in formats},
-        quantizations={spec.name: spec for plugin in (int8, int4, nf4, fp8) for spec in plugin.llmd_register_quantizations()},
+        quantizations={
+            spec.name: spec for plugin in (int8, int4, nf4, fp8, gguf) for spec in plugin.llmd_register_quantizations()
+        },
         adapter_formats={spec.name: spec for spec in peft.llmd_register_adapter_formats()},
         adapters=AdaptersConfig(enable_lora=bool(adapters), **adapters),
         samplers={spec.name: spec for spec in torch_sampling.llmd_register_samplers()},

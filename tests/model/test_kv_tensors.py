@@ -72,14 +72,16 @@ def test_dtypes():
         kv_dtype("fp8_e5m2", torch.bfloat16)
 
 
-@pytest.mark.parametrize(("name", "kept"), [("fp8_e4m3", "fp8"), ("fp8_per_token_head", "fp8"), ("int8_per_token_head", "int8")])
+@pytest.mark.parametrize(
+    ("name", "kept"), [("fp8_e4m3", "fp8"), ("fp8_per_token_head", "fp8"), ("int8_per_token_head", "int8")]
+)
 def test_vllms_names_of_dtypes(name, kept):
     assert CacheConfig(kv_cache_dtype=name).kv_cache_dtype == kept
 
 
 @pytest.mark.parametrize("name", ["fp8_e5m2", "int4", 8])
 def test_other_dtypes_are_refused(name):
-    with pytest.raises(ValidationError, match="kv_cache_dtype\n.*'int8' or 'fp8'"):
+    with pytest.raises(ValidationError, match=r"kv_cache_dtype\n.*'int8' or 'fp8'"):
         CacheConfig(kv_cache_dtype=name)
 
 

@@ -6,7 +6,7 @@ import torch
 from llmd.errors import ModelError
 from llmd.model.config import parse_config
 from llmd.model.layers import Layers, Shard
-from llmd.model.quantization import Unquantized
+from llmd.model.quantization import PartMethods, Unquantized
 
 CPU = torch.device("cpu")
 
@@ -122,3 +122,78 @@ def test_parameters_take_no_memory_before_they_are_loaded():
     linear.name, linear.method = "huge", Unquantized()
     linear.method.create_weights(linear)
     assert linear.weight.is_meta
+
+
+def test_entries_of_blocks_are_each_parts_own():
+    """Scales of 16 outputs and 8 inputs: no entry reaches over two parts, a part's last one stands for fewer."""
+    linear = make_layers(hidden_size=20, intermediate_size=40).gate_up()
+    linear.name = "block.linear"
+    assert linear.num_blocks(16) == 6
+    linear.add_weight("scale", (6, 3), torch.float32, output_block=16, input_block=8)
+    gate, up = linear.weight_slots()
+    assert gate.shape == up.shape == (3, 3)
+    gate.load(torch.full((3, 3), 1.0))
+    up.load(torch.full((3, 3), 2.0))
+    assert torch.equal(linear.take("scale"), torch.tensor([[1.0]] * 3 + [[2.0]] * 3).expand(6, 3))
+    assert not list(linear.weight_slots())
+
+
+def test_blocks_are_not_cut_between_ranks():
+    linear = make_layers(1, 2, intermediate_size=40).gate_up()
+    linear.name = "block.linear"
+    linear.add_weight("scale", (4, 3), torch.float32, output_block=16, input_block=8)
+    with pytest.raises(ModelError, match=r"gate_proj.scale cannot be divided among ranks: 16 features share an entry"):
+        list(linear.weight_slots())
+
+
+def test_codes_that_do_not_fill_their_words():
+    linear = make_layers(1, 3, intermediate_size=36, num_key_value_heads=6).gate_up()
+    linear.name = "block.linear"
+    linear.add_weight("zeros", (1, 9), torch.int32, output_dim=1, input_dim=None)  # 3 bits: 9 words for 96 outputs
+    with pytest.raises(ModelError, match=r"gate_proj.zeros: 12 of 24 features are no whole part of its 9 entries"):
+        list(linear.weight_slots())
+
+
+def test_tensors_that_may_be_missing():
+    linear = make_layers(hidden_size=24, intermediate_size=10).gate_up()
+    linear.name = "block.linear"
+    for name in ("none", "one"):
+        linear.add_part_weight(name, (2,), torch.float32, default=7.0)
+    slots = {slot.name: slot for slot in linear.weight_slots()}
+    assert all(slot.is_optional and slot.dtype == torch.float32 for slot in slots.values())
+    slots["block.up_proj.one"].load(torch.tensor([1.0, 2.0]))
+    assert linear.take("none") is None
+    assert linear.take("one").tolist() == [[7.0, 7.0], [1.0, 2.0]]
+
+
+def test_parts_that_are_kept_in_different_ways():
+    """What one plain method keeps as a matrix, two keep apart; the outputs are the same."""
+    tensors = random_tensors(**{"gate_proj.weight": (10, 24), "up_proj.weight": (10, 24)})
+    merged, apart = make_layers().gate_up(), make_layers().gate_up()
+    load(merged, tensors)
+    apart.name = "block.linear"
+    apart.method = PartMethods([None, Unquantized()])
+    apart.method.create_weights(apart)
+    for slot in apart.weight_slots():
+        slot.load(tensors[slot.name])
+    apart.finish_weights()
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(apart(x), merged(x))
+    assert torch.equal(apart.method.dense_weight(apart), merged.weight)
+
+
+def test_a_head_that_is_kept_as_a_method_does():
+    layers = make_layers()
+    head, plain = layers.lm_head(layers.embedding()), layers.lm_head(layers.embedding())
+    weight = torch.randn(50, 24)
+    for each in (head, plain):
+        each.name = "lm_head"
+    head.quantize(head.as_linear(), Unquantized())
+    for each in (head, plain):
+        [slot] = each.weight_slots()
+        assert (slot.name, slot.shape) == ("lm_head.weight", (50, 24))
+        slot.load(weight)
+        each.finish_weights()
+    x = torch.randn(3, 24)
+    torch.testing.assert_close(head(x), plain(x))
+    assert torch.equal(head.table, plain.table)

@@ -2,9 +2,18 @@
 
 import pytest
 import torch
-from model.step_driver import StepDriver, make_runner
-from model.tiny_models import make_model, prompts, reference_logits, save_model
+from model.step_driver import StepDriver, make_runner, model_parts
+from model.test_engine_parity import Reader, run
+from model.tiny_models import make_model, prompts, reference_generate, reference_logits, save_model
 from safetensors.torch import load_file, save_file
+
+from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
+from llmd.engine.engine import Engine
+from llmd.engine.params import SamplingParams
+from llmd.engine.request import Prompt, Request
+from llmd.model.executor import ThreadExecutor
+from llmd.model.kv_tensors import block_bytes
+from llmd_plugins.scheduling import fcfs
 
 # Relative error of a prompt's logits in the 2-norm, and the share of positions whose most likely token is the same. Random
 # weights with sharp scores amplify what goes in: a bfloat16 cache is at 0.01 and 0.98, measured were 0.028 and 0.95 for
@@ -69,4 +78,45 @@ def test_static_scales_of_a_checkpoint_are_taken_and_not_needed(saved, tmp_path)
     save_file(tensors, scaled / "model.safetensors", metadata={"format": "pt"})
     [prompt] = prompts(30)
     cache = {"kv_cache_dtype": "fp8"}
-    assert torch.equal(logits_of(make_runner(scaled, cache=cache), prompt), logits_of(make_runner(path, cache=cache), prompt))
+    assert torch.equal(
+        logits_of(make_runner(scaled, cache=cache), prompt), logits_of(make_runner(path, cache=cache), prompt)
+    )
+
+
+async def served(path, num_blocks, requests, *, turns=1):
+    """Tokens by request and the engine's counts, over a pool of so many blocks of four tokens in int8."""
+    cache = CacheConfig(
+        block_size=4, kv_cache_dtype="int8", kv_cache_bytes=num_blocks * block_bytes(3, (2, 4, 2, 20), torch.int8)
+    )
+    scheduler = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=37)
+    config = ModelConfig(model="tiny", device="cpu", dtype="float32", max_model_len=100)
+    reader, [policy] = Reader(), fcfs.llmd_register_scheduling_policies()
+    executor = ThreadExecutor(config, cache, scheduler, path, model_parts())
+    engine = Engine(executor, scheduler, cache, waiting=policy.build(scheduler), publish=reader.publish)
+    info = await engine.start(lambda progress: None)
+    assert info.num_blocks == num_blocks
+    answers = [await run(engine, reader, requests) for _ in range(turns)]
+    stats = engine.stats()
+    await engine.stop()
+    return answers, stats
+
+
+async def test_preemption_and_prefix_hits_leave_the_tokens_as_they_are(tmp_path):
+    model = make_model("Llama")
+    path = save_model(model, tmp_path)
+    given, params = prompts(40, 1, 23, 57, 3, 31, 12, 48), SamplingParams(temperature=0.0, max_tokens=16)
+    requests = [Request(request_id=str(i), prompt=Prompt(tuple(prompt)), params=params) for i, prompt in enumerate(given)]
+    [roomy], plenty = await served(path, 400, requests)
+    tight, little = await served(path, 60, requests, turns=2)
+    assert plenty.num_preemptions == 0 < little.num_preemptions
+    assert little.prefix_hits > 0
+    expected = {str(i): reference_generate(model, prompt, 16)[len(prompt) :] for i, prompt in enumerate(given)}
+    for answers in tight:
+        assert share(answers, roomy) > 0.9
+    assert share(roomy, expected) > 0.5  # a continuation differs from its first other token on
+
+
+def share(some, others):
+    """Of tokens that are the same."""
+    pairs = [(a, b) for name, tokens in some.items() for a, b in zip(tokens, others[name], strict=True)]
+    return sum(a == b for a, b in pairs) / len(pairs)

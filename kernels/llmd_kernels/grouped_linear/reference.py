@@ -5,29 +5,17 @@ from __future__ import annotations
 import torch
 
 
-def pack(q: torch.Tensor, bits: int) -> torch.Tensor:
-    """[N, K] → uint8 [N, K] or, with 4 bits, [N, ceil(K / 2)]: an even column in the low half of a byte."""
-    if bits == 8:
-        return q.contiguous()
-    if q.shape[1] % 2:
-        q = torch.nn.functional.pad(q, (0, 1))
-    return q[:, 0::2] | (q[:, 1::2] << 4)
-
-
 def dequantize(
-    packed: torch.Tensor,
+    q: torch.Tensor,
     scale: torch.Tensor,
     offset: torch.Tensor | None,
     columns: torch.Tensor | None,
-    bits: int,
     group_size: int,
     zero: int,
-    in_features: int,
 ) -> torch.Tensor:
-    """float32 [N, in_features], columns in the order of the input features."""
-    q = packed if bits == 8 else torch.stack((packed & 15, packed >> 4), dim=2).flatten(1)
-    group = torch.arange(in_features, device=packed.device) // group_size
-    wide = q[:, :in_features].float()
+    """q uint8 [N, K], scale and offset [N, groups] → float32 [N, K], columns in the order of the input features."""
+    group = torch.arange(q.shape[1], device=q.device) // group_size
+    wide = q.float()
     weight = (
         (wide - zero) * scale.float()[:, group]
         if offset is None

@@ -22,12 +22,14 @@ constexpr float LOW = -1e30f;
 struct Args {
   void* out;
   const void *q, *keys, *values;
+  const bf16 *key_scales, *value_scales;  // of a token's head; null where the cache is not quantized
   const int32_t* block_table;
   const int64_t* rows;
   const int32_t *query_start, *seq_lens;
-  float scale;
+  const float *sinks, *slopes;  // for each query head, or null
+  float scale, soft_cap;        // soft_cap 0: none
   int64_t num_rows, num_tokens, heads, kv_heads, dim, block_size, table_stride, q_stride, block_stride, token_stride,
-      head_stride, window;
+      head_stride, scale_stride, window;
 };
 
 struct Unit {  // queries [first, first + count) of `row`, one KV head, positions [begin, end)
@@ -36,8 +38,8 @@ struct Unit {  // queries [first, first + count) of `row`, one KV head, position
 
 struct Scratch {  // a thread's own; widths in floats, every line a multiple of 16
   std::vector<float> data;
-  float *q, *k, *v, *s, *o, *high, *total;
-  Scratch(int64_t dim, int64_t padded) : data(MAX_ROWS * (dim + padded + TILE + 2) + TILE * (dim + padded) + L) {
+  float *q, *k, *v, *s, *o, *high, *total, *key_scales, *value_scales;
+  Scratch(int64_t dim, int64_t padded) : data(MAX_ROWS * (dim + padded + TILE + 2) + TILE * (dim + padded + 2) + L) {
     float* p = (float*)(((uintptr_t)data.data() + 63) / 64 * 64);
     q = p, p += MAX_ROWS * dim;
     o = p, p += MAX_ROWS * padded;
@@ -45,7 +47,9 @@ struct Scratch {  // a thread's own; widths in floats, every line a multiple of 
     k = p, p += dim * TILE;
     v = p, p += TILE * padded;
     high = p, p += MAX_ROWS;
-    total = p;
+    total = p, p += MAX_ROWS;
+    key_scales = p, p += TILE;
+    value_scales = p;
   }
 };
 
@@ -110,6 +114,11 @@ static inline void transpose(vf* x) {
 #undef SWAP
 }
 
+static inline vf tanh_(vf x) {
+  vf e = exp_((vf)((vi)x & 0x7fffffff) * -2.0f);
+  return (vf)((vi)((1.0f - e) / (1.0f + e)) | ((vi)x & (int32_t)0x80000000));
+}
+
 template <typename T>
 static inline vf load_some(const T* p, int64_t n) {
   if (n >= L) return load(p);
@@ -119,6 +128,7 @@ static inline vf load_some(const T* p, int64_t n) {
 }
 
 // Positions [at, at + count) of one head into k [D][TILE], transposed, and v [TILE][padded]; what is past count is zero.
+// Scales are kept apart: there are fewer scores than numbers to multiply.
 template <typename T>
 static void fetch(const Args& g, const Unit& u, int64_t at, int64_t count, int64_t padded, Scratch& w) {
   const T* keys = (const T*)g.keys + u.head * g.head_stride;
@@ -129,10 +139,16 @@ static void fetch(const Args& g, const Unit& u, int64_t at, int64_t count, int64
     for (int64_t i = 0; i < L; i++) {
       int64_t position = at + t + i;
       bool real = t + i < count;
-      int64_t offset = real ? (int64_t)table[position / g.block_size] * g.block_stride + position % g.block_size * g.token_stride : 0;
+      int64_t block = real ? table[position / g.block_size] : 0, token = position % g.block_size;
+      int64_t offset = block * g.block_stride + token * g.token_stride;
       line[i] = real ? keys + offset : nullptr;
       float* v = w.v + (t + i) * padded;
       for (int64_t d = 0; d < g.dim; d += L) store(v + d, real ? load_some(values + offset + d, g.dim - d) : vf{});
+      if constexpr (sizeof(T) == 1) {
+        int64_t scale = block * g.scale_stride + token * g.kv_heads + u.head;
+        w.key_scales[t + i] = real ? widen(g.key_scales[scale]) : 0;
+        w.value_scales[t + i] = real ? widen(g.value_scales[scale]) : 0;
+      }
     }
     for (int64_t d = 0; d < g.dim; d += L) {
       vf x[L];
@@ -180,6 +196,22 @@ static inline void soften(float* s, float* o, float& high, float& total, int64_t
   total += sum(sums);
 }
 
+// What changes a line of scores before the softmax: the soft cap, then a slope times the distance; `ahead` of the query.
+static inline void reshape(const Args& g, float* s, int64_t head, int64_t ahead, int64_t width) {
+  const vf lanes = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const float slope = g.slopes ? g.slopes[head] : 0, inverse = g.soft_cap ? 1 / g.soft_cap : 0;
+  for (int64_t n = 0; n < width; n += L) {
+    vf x = load(s + n);
+    if (g.soft_cap) x = tanh_(x * inverse) * g.soft_cap;
+    if (g.slopes) x += (lanes + (float)(ahead + n)) * slope;
+    store(s + n, x);
+  }
+}
+
+static inline void times(float* s, const float* scales, int64_t width) {
+  for (int64_t n = 0; n < width; n += L) store(s + n, load(s + n) * load(scales + n));
+}
+
 template <typename Q, typename T>
 static void work(const Args& g, const Unit& u, int64_t padded, Scratch& w) {
   const int64_t group = g.heads / g.kv_heads, rows = u.count * group;
@@ -188,7 +220,8 @@ static void work(const Args& g, const Unit& u, int64_t padded, Scratch& w) {
   for (int64_t m = 0; m < rows; m++) {
     const Q* q = (const Q*)g.q + (start + u.first + m / group) * g.q_stride + (u.head * group + m % group) * g.dim;
     for (int64_t d = 0; d < g.dim; d++) w.q[m * g.dim + d] = widen(q[d]) * g.scale;
-    w.high[m] = LOW, w.total[m] = 0;
+    const bool sinks = g.sinks && u.part == 0;  // a score more, of nothing
+    w.high[m] = sinks ? g.sinks[u.head * group + m % group] : LOW, w.total[m] = sinks ? 1 : 0;
   }
   memset(w.o, 0, rows * padded * sizeof(float));
   for (int64_t at = u.begin / TILE * TILE; at < u.end; at += TILE) {
@@ -197,9 +230,12 @@ static void work(const Args& g, const Unit& u, int64_t padded, Scratch& w) {
     multiply<false>(w.s, TILE, w.q, g.dim, w.k, TILE, g.dim, rows, width);
     for (int64_t m = 0; m < rows; m++) {
       int64_t position = before + u.first + m / group;
+      if constexpr (sizeof(T) == 1) times(w.s + m * TILE, w.key_scales, width);
+      if (g.soft_cap || g.slopes) reshape(g, w.s + m * TILE, u.head * group + m % group, at - position, width);
       int64_t from = g.window ? std::max<int64_t>(0, position - g.window + 1 - at) : 0;
       soften(w.s + m * TILE, w.o + m * padded, w.high[m], w.total[m], std::min(from, width),
              std::min(position + 1 - at, count), width, padded);
+      if constexpr (sizeof(T) == 1) times(w.s + m * TILE, w.value_scales, width);
     }
     multiply<true>(w.o, padded, w.s, TILE, w.v, padded, count, rows, padded);
   }
@@ -286,16 +322,25 @@ static void run(const Args& g) {
   }
 }
 
-EXPORT void llmd_paged_attention(void* out, const void* q, const void* keys, const void* values, const int32_t* block_table,
-                                 const int64_t* rows, const int32_t* query_start, const int32_t* seq_lens, float scale,
-                                 int64_t num_rows, int64_t num_tokens, int64_t heads, int64_t kv_heads, int64_t dim,
-                                 int64_t block_size, int64_t table_stride, int64_t q_stride, int64_t block_stride,
-                                 int64_t token_stride, int64_t head_stride, int64_t window, int64_t dtype, int64_t kv_dtype,
-                                 int64_t) {
-  Args g{out, q, keys, values, block_table, rows, query_start, seq_lens, scale, num_rows, num_tokens, heads, kv_heads,
-         dim, block_size, table_stride, q_stride, block_stride, token_stride, head_stride, window};
-  if (dtype == BF16)
-    kv_dtype == BF16 ? run<bf16, bf16>(g) : run<bf16, float>(g);
-  else
-    kv_dtype == BF16 ? run<float, bf16>(g) : run<float, float>(g);
+template <typename Q>
+static void choose(const Args& g, int64_t kv_dtype) {
+  switch (kv_dtype) {
+    case F32: return run<Q, float>(g);
+    case BF16: return run<Q, bf16>(g);
+    case I8: return run<Q, int8_t>(g);
+    case E4M3: return run<Q, e4m3>(g);
+  }
+}
+
+EXPORT void llmd_paged_attention(void* out, const void* q, const void* keys, const void* values, const void* key_scales,
+                                 const void* value_scales, const int32_t* block_table, const int64_t* rows,
+                                 const int32_t* query_start, const int32_t* seq_lens, const float* sinks,
+                                 const float* slopes, float scale, float soft_cap, int64_t num_rows, int64_t num_tokens,
+                                 int64_t heads, int64_t kv_heads, int64_t dim, int64_t block_size, int64_t table_stride,
+                                 int64_t q_stride, int64_t block_stride, int64_t token_stride, int64_t scale_stride,
+                                 int64_t window, int64_t dtype, int64_t kv_dtype) {
+  Args g{out, q, keys, values, (const bf16*)key_scales, (const bf16*)value_scales, block_table, rows, query_start, seq_lens,
+         sinks, slopes, scale, soft_cap, num_rows, num_tokens, heads, kv_heads, dim, block_size, table_stride, q_stride,
+         block_stride, token_stride, dim, scale_stride, window};
+  dtype == BF16 ? choose<bf16>(g, kv_dtype) : choose<float>(g, kv_dtype);
 }

@@ -5,53 +5,46 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from llmd_kernels.native import DTYPES, library
+from llmd_kernels.native import DTYPES, KV_DTYPES, library
+from llmd_kernels.paged_attention.call import AttentionCall
 from llmd_kernels.paged_attention.reference import gather, visible
+from llmd_kernels.quantized_kv import QuantizedKV
+from llmd_kernels.store_kv.cpu import halves
 
 
-def paged_attention(
-    q: torch.Tensor,
-    kv: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    query_start: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    window: int | None = None,
-) -> torch.Tensor:
+def paged_attention(call: AttentionCall) -> torch.Tensor:
     """As in the package; float32 accumulation."""
     lib = library()
     assert lib is not None
-    num_tokens, num_heads, head_dim = q.shape
-    out = torch.empty(num_tokens, num_heads, head_dim, dtype=q.dtype)
-    keys = kv.data_ptr()
-    values = keys + kv.stride(1) * kv.element_size()
+    q, table = call.q, call.block_table
+    data, scales = call.kv if isinstance(call.kv, QuantizedKV) else (call.kv, None)
+    out = torch.empty(q.shape, dtype=q.dtype)
     lib.llmd_paged_attention(
-        out.data_ptr(), q.data_ptr(), keys, values, block_table.data_ptr(), rows.data_ptr(), query_start.data_ptr(),
-        seq_lens.data_ptr(), scale, rows.shape[0], num_tokens, num_heads, kv.shape[3], head_dim, kv.shape[2],
-        block_table.stride(0), q.stride(0), kv.stride(0), kv.stride(2), kv.stride(3), window or 0, DTYPES[q.dtype],
-        DTYPES[kv.dtype], 0,
+        out.data_ptr(), q.data_ptr(), *halves(data), *halves(scales), table.data_ptr(), call.rows.data_ptr(),
+        call.query_start.data_ptr(), call.seq_lens.data_ptr(), _address(call.sinks), _address(call.alibi_slopes),
+        call.scale, call.soft_cap or 0.0, call.rows.shape[0], *q.shape[:2], data.shape[3], q.shape[2], data.shape[2],
+        table.stride(0), q.stride(0), data.stride(0), data.stride(2), 0 if scales is None else scales.stride(0),
+        call.window or 0, DTYPES[q.dtype], KV_DTYPES[data.dtype],
     )  # fmt: skip
     return out
 
 
-def paged_attention_sdpa(
-    q: torch.Tensor,
-    kv: torch.Tensor,
-    block_table: torch.Tensor,
-    rows: torch.Tensor,
-    query_start: torch.Tensor,
-    seq_lens: torch.Tensor,
-    scale: float,
-    window: int | None = None,
-) -> torch.Tensor:
-    """As in the package, by torch: the GQA group is folded into the query length, five times faster than enable_gqa."""
+def _address(tensor: torch.Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def paged_attention_sdpa(call: AttentionCall) -> torch.Tensor:
+    """As in the package, by torch: the GQA group is folded into the query length, five times faster than enable_gqa.
+
+    Serves neither soft caps nor sinks nor slopes.
+    """
+    q = call.q
     out = torch.empty_like(q, memory_format=torch.contiguous_format)
-    bounds = query_start.tolist()
-    for index, (row, length) in enumerate(zip(rows.tolist(), seq_lens.tolist(), strict=True)):
+    bounds = call.query_start.tolist()
+    for index, (row, length) in enumerate(zip(call.rows.tolist(), call.seq_lens.tolist(), strict=True)):
         span = slice(bounds[index], bounds[index + 1])
-        keys, values = gather(kv, block_table[row], length)
-        out[span] = _attend_folded(q[span], keys.to(q.dtype), values.to(q.dtype), scale, window)
+        keys, values = gather(call.kv, call.block_table[row], length)
+        out[span] = _attend_folded(q[span], keys.to(q.dtype), values.to(q.dtype), call.scale, call.window)
     return out
 
 

@@ -13,7 +13,12 @@ def rotary(q: torch.Tensor, k: torch.Tensor, positions: torch.Tensor, cos_sin: t
 
     positions: [T] int64. cos_sin: [max_position, R] float32, the cosines of the R/2 angles and then their sines.
     """
-    if native.is_available(q) and q.stride(-1) == 1 and k.stride(-1) == 1 and q.stride(1) == k.stride(1) == q.shape[2]:
+    is_dense = q.stride(-1) == 1 and k.stride(-1) == 1 and q.stride(1) == k.stride(1) == q.shape[2]
+    if q.is_cuda and is_dense:
+        from llmd_kernels.rotary import triton
+
+        triton.rotary(q, k, positions, cos_sin)
+    elif native.is_available(q) and is_dense:
         cpu.rotary(q, k, positions, cos_sin)
     else:
         reference.rotary(q, k, positions, cos_sin)

@@ -1,19 +1,57 @@
-"""Write the keys and values of a step's tokens into their slots of the paged KV cache."""
+"""Write the keys and values of a step's tokens into their slots of the paged KV cache, alone or with what comes before."""
 
 from __future__ import annotations
 
 import torch
 
 from llmd_kernels import native
+from llmd_kernels.quantized_kv import LayerKV, QuantizedKV
+from llmd_kernels.rms_norm import rms_norm
+from llmd_kernels.rotary import rotary
 from llmd_kernels.store_kv import cpu, reference
 
 
-def store_kv(k: torch.Tensor, v: torch.Tensor, kv: torch.Tensor, slot_mapping: torch.Tensor) -> None:
+def store_kv(k: torch.Tensor, v: torch.Tensor, kv: LayerKV, slot_mapping: torch.Tensor) -> None:
     """Copy k, v [T, K, D] into kv [num_blocks, 2, block_size, K, D], a view of one layer with a strided first dim.
 
-    slot_mapping: [T] int64, block · block_size + offset.
+    slot_mapping: [T] int64, block · block_size + offset. A QuantizedKV gets a scale for each token and head.
     """
-    if native.is_available(k) and kv.dtype in native.DTYPES and k.stride(1) == v.stride(1) == k.shape[2]:
+    if k.shape != v.shape or k.shape[1:] != kv.shape[3:]:
+        raise ValueError(f"k {tuple(k.shape)} and v {tuple(v.shape)} do not fit a cache {tuple(kv.shape)}")
+    dtype = kv.data.dtype if isinstance(kv, QuantizedKV) else kv.dtype
+    if k.is_cuda:
+        from llmd_kernels.store_kv import triton
+
+        triton.store_kv(k, v, kv, slot_mapping)
+    elif native.is_available(k) and dtype in native.KV_DTYPES and k.stride(1) == v.stride(1) == k.shape[2]:
         cpu.store_kv(k, v, kv, slot_mapping)
     else:
         reference.store_kv(k, v, kv, slot_mapping)
+
+
+def rotary_store_kv(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv: LayerKV,
+    positions: torch.Tensor,
+    slot_mapping: torch.Tensor,
+    cos_sin: torch.Tensor,
+    norms: tuple[torch.Tensor, torch.Tensor, float] | None = None,
+) -> None:
+    """Turn q [T, H, D] in place and k [T, K, D] (see rotary), then store k and v: one launch on a GPU.
+
+    norms: weights [D] of q's and k's heads and eps, where heads are normalised first. k may be overwritten or not.
+    """
+    if k.shape != v.shape or k.shape[1:] != kv.shape[3:] or q.shape[2] != k.shape[2]:
+        raise ValueError(f"q {tuple(q.shape)}, k {tuple(k.shape)}, v {tuple(v.shape)} do not fit a cache {tuple(kv.shape)}")
+    if q.is_cuda:
+        from llmd_kernels.store_kv import triton
+
+        triton.rotary_store_kv(q, k, v, kv, positions, slot_mapping, cos_sin, norms)
+        return
+    if norms is not None:
+        q.copy_(rms_norm(q, norms[0], norms[2]))
+        k.copy_(rms_norm(k, norms[1], norms[2]))
+    rotary(q, k, positions, cos_sin)
+    store_kv(k, v, kv, slot_mapping)

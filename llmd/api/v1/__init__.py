@@ -62,6 +62,7 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.errors import Overloaded as Overloaded
     from llmd.errors import StepFailed as StepFailed
     from llmd.errors import StepOutOfMemory as StepOutOfMemory
+    from llmd.folders import model_folder as model_folder
     from llmd.model.adapters import Adapter as Adapter
     from llmd.model.adapters import AdapterFormat as AdapterFormat
     from llmd.model.adapters import BaseModule as BaseModule
@@ -70,6 +71,7 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.attention import AttentionBackend as AttentionBackend
     from llmd.model.attention import AttentionExtras as AttentionExtras
     from llmd.model.attention import EncoderAttentionBackend as EncoderAttentionBackend
+    from llmd.model.attention import HeadTurn as HeadTurn
     from llmd.model.batch import Batch as Batch
     from llmd.model.config import ArchitectureConfig as ArchitectureConfig
     from llmd.model.executor import ThreadExecutor as ThreadExecutor
@@ -349,6 +351,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "AttentionBackend",
         "AttentionExtras",
         "EncoderAttentionBackend",
+        "HeadTurn",
     ),
     "llmd.model.batch": ("Batch",),
     "llmd.model.config": ("ArchitectureConfig",),
@@ -388,6 +391,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "GrammarCompiler",
         "GrammarContext",
     ),
+    "llmd.folders": ("model_folder",),
     "llmd.offline": ("LLM",),
     "llmd.replay": ("Replayed", "read_flight", "replay_flight"),
     "llmd.server.app": ("ServerContext",),

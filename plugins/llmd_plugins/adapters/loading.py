@@ -113,7 +113,6 @@ def operation(name: str) -> dict[str, Any]:
     found = json_operation(summaries[name], model, {}, tag="adapters")
     found["responses"]["200"]["content"] = {"text/plain": {"schema": {"type": "string"}}}
     found["responses"] = {status: each for status, each in found["responses"].items() if status != "429"}
-    if name == "load":
-        refused = error_responses("400")["400"] | {"description": "the folder may not be loaded from"}
-        found["responses"]["403"] = refused
+    reasons = "no admin key, or a folder that may not be loaded from" if name == "load" else "no admin key"
+    found["responses"]["403"] = error_responses("400")["400"] | {"description": reasons}
     return found

@@ -37,10 +37,20 @@ class DummyCheckpoint:
             # Drawn once and repeated with a shift: as random as a benchmark needs, at the speed of a copy.
             shift = int(torch.randint(len(pool), (), generator=generator))
             tensor = pool.roll(shift).repeat(-(-size // len(pool)))[:size]
-            yield name, tensor.view(slot.shape), "random weights"
+            yield name, _as_kept(name, tensor, slot).view(slot.shape), "random weights"
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+def _as_kept(name: str, tensor: Tensor, slot: WeightSlot) -> Tensor:
+    """Codes of a quantization are any bits, its scales are above 0."""
+    if "scale" in name.rpartition(".")[2]:
+        is_code = slot.dtype is not None and slot.dtype.itemsize == 1  # an exponent, or a small float
+        return tensor.new_full(tensor.shape, 1) if is_code else tensor.abs().add_(1e-3)
+    if slot.dtype is None or slot.dtype.is_floating_point:
+        return tensor
+    return tensor.mul(1 << 30).to(slot.dtype)
 
 
 def _detect(folder: Path) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import gc
 import threading
 import time
@@ -75,6 +74,8 @@ class Lag:
 
 async def watch_loop(lag: Lag) -> None:
     """Ask the event loop to be woken, and see how late it is."""
+    import asyncio  # half of what loading all plugins took, where commands have no loop
+
     while True:
         asked_s = time.monotonic()
         await asyncio.sleep(_SAMPLE_S)
@@ -92,6 +93,8 @@ def watch_gil(lag: Lag, stopped: threading.Event) -> None:
 
 @asynccontextmanager
 async def _watch(context: Any) -> AsyncIterator[None]:
+    import asyncio
+
     loop_lag = Lag("event_loop_lag", "How much later than asked the event loop woke a task.")
     gil_lag = Lag("gil_lag", "How much later than asked a thread could go on.")
     stopped = threading.Event()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
@@ -31,6 +30,8 @@ def has_worked(before: Any, now: Any) -> bool:
 
 
 async def _report(context: Any, interval_s: float) -> None:
+    import asyncio  # commands that load plugins have no loop
+
     readings: dict[str, Any] = {}
     before_s = time.monotonic()
     while True:
@@ -49,6 +50,8 @@ async def _report(context: Any, interval_s: float) -> None:
 
 @asynccontextmanager
 async def _run(context: Any) -> AsyncIterator[None]:
+    import asyncio
+
     interval_s = context.config.log.stats_interval_s
     if not interval_s:
         yield

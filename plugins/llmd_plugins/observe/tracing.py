@@ -7,7 +7,6 @@ OTEL_… variables (sampler, headers, service name) count. Needs the `otel` extr
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -133,6 +132,8 @@ def _own_resource(resource: Any) -> Any:
 
 @asynccontextmanager
 async def _run(context: Any) -> AsyncIterator[None]:
+    import asyncio  # commands that load plugins have no loop
+
     endpoint = context.config.log.otlp_traces_endpoint
     tracing = await asyncio.to_thread(_start, endpoint) if endpoint else None
     if tracing is None:
@@ -160,6 +161,8 @@ def _start(endpoint: str) -> Tracing | None:
 
 async def _stop(tracing: Tracing) -> None:
     """Send what is left, as far as the collector answers in time; a thread that nobody waits for when it does not."""
+    import asyncio
+
     loop, done = asyncio.get_running_loop(), asyncio.Event()
 
     def work() -> None:

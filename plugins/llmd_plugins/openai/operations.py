@@ -28,6 +28,8 @@ _MODEL = {
         "object": {"const": "model"},
         "created": {"type": "integer"},
         "owned_by": {"type": "string"},
+        "root": {"type": "string"},
+        "parent": {"type": ["string", "null"]},
         "max_model_len": {"type": ["integer", "null"]},
     },
 }

@@ -15,13 +15,17 @@ if TYPE_CHECKING:
 def _build(settings: Mapping[str, Any]) -> Quantization:
     from llmd_plugins.quantization.int8_linear import Int8
 
-    return Int8()
+    return Int8(settings)
 
 
 @hookimpl
 def llmd_register_quantizations() -> list[QuantizationSpec]:
     return [
         QuantizationSpec(
-            name="int8", summary="8-bit weights a channel, 8-bit activations a token", build=_build, online=True
+            name="int8",
+            summary="8-bit weights a channel, 8-bit activations a token",
+            build=_build,
+            online=True,
+            check=lambda settings: False,
         )
     ]

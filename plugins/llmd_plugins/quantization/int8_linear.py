@@ -8,18 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmd.api.v1 import Linear, QuantMethod, add_dense_weights
+from llmd.api.v1 import Linear, add_dense_weights
 from llmd_kernels.int8_linear import int8_linear, quantize_channels
+from llmd_plugins.quantization.online import Online, check_scale
 
 
-class Int8:
-    """Quantizes every linear of the decoder; the embedding and the head are no linears and stay as they are."""
+class Int8(Online):
+    """Quantizes every linear, and the table of tokens."""
 
-    def detect(self, settings: Mapping[str, Any]) -> bool:
-        return False  # it is never how a checkpoint is stored
-
-    def method(self, layer: Linear) -> QuantMethod | None:
-        return Int8Linear()
+    def __init__(self, options: Mapping[str, Any] | None = None) -> None:
+        super().__init__(Int8Linear, options or {})
 
 
 class Int8Linear:
@@ -30,6 +28,7 @@ class Int8Linear:
 
     def finish_weights(self, layer: Linear) -> None:
         weight, scale, row_sums = quantize_channels(layer.weight.data)
+        check_scale(layer, scale)
         layer.weight = nn.Parameter(weight, requires_grad=False)
         layer.register_buffer("weight_scale", scale)
         layer.register_buffer("weight_sums", row_sums)
@@ -41,3 +40,8 @@ class Int8Linear:
         assert scale is not None
         assert row_sums is not None
         return int8_linear(x, layer.weight, scale, row_sums, buffers["wide_bias"])
+
+    def dense_weight(self, layer: Linear) -> Tensor:
+        scale = layer._buffers["weight_scale"]
+        assert scale is not None
+        return layer.weight.float() * scale.unsqueeze(1)

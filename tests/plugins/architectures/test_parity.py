@@ -2,9 +2,11 @@
 
 import pytest
 import torch
-from model.step_driver import StepDriver, make_runner
+from model.step_driver import StepDriver, make_runner, model_parts
 from model.tiny_models import make_model, prompts, reference_generate, reference_logits, save_model
 
+from llmd.config import ModelConfig
+from llmd.model.loader import read_model_config
 from llmd_kernels import native
 
 ROPE = {"rope_theta": 1000.0}
@@ -46,7 +48,6 @@ CASES = {
             }
         },
     ),
-    "llama-window": ("Llama", {"sliding_window": 9}),  # which Llama does not look at
     "mistral": ("Mistral", {"sliding_window": None}),
     "mistral-window": ("Mistral", {"sliding_window": 9}),
     "qwen2": ("Qwen2", {"hidden_size": 120}),
@@ -156,3 +157,8 @@ def test_bfloat16_is_close(tmp_path):
         seen = torch.stack(driver.logits[sequence.row])
         assert seen.dtype == torch.float32
         assert torch.nn.functional.cosine_similarity(seen, expected).min() > 0.999
+
+
+def test_llama_has_no_window(tmp_path):
+    path = save_model(make_model("Llama", sliding_window=9), tmp_path)
+    assert read_model_config(ModelConfig(model=str(path)), path, model_parts()).sliding_window is None

@@ -241,7 +241,10 @@ def test_top_without_requests_and_while_loading():
 
 def test_adapters_that_are_wanted_are_shown_first():
     busy = STANDING | {"name": "busy", "slot": 0, "num_running": 3}
-    model = {"names": ["m"], "adapters": [STANDING, busy, *(STANDING | {"name": f"x{n}", "num_waiting": 0} for n in range(20))]}
+    model = {
+        "names": ["m"],
+        "adapters": [STANDING, busy, *(STANDING | {"name": f"x{n}", "num_waiting": 0} for n in range(20))],
+    }
     _, titles, first, second, *_, last = view.adapter_lines([model])
     assert titles.split()[:4] == ["ADAPTER", "MODEL", "STATE", "SLOT"]
     assert first.split() == ["busy", "m", "loaded", "0", "8", "3", "2", "1", "2", "4.2s"]

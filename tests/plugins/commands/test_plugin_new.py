@@ -78,7 +78,7 @@ def test_is_whole_and_names_no_placeholder(generated, kind):
     for name in names:
         text = (folder / name).read_text()
         assert "zeta" not in text.lower(), name
-        assert "own-version" not in text, name
+        assert "0.0.1" not in text, name
 
 
 def test_entry_modules_import_nothing_heavy(generated):

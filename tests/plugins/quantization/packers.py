@@ -53,16 +53,16 @@ def bit_stream(codes, bits):
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def gptq(weight, *, bits=4, group_size=32, symmetric=True, act_order=False, less_one=True, dtype=torch.float16):
+def gptq(weight, *, bits=4, group_size=32, symmetric=True, act_order=False, less_one=True, seed=7):
     """GPTQModel's and AutoGPTQ's; `less_one` as in checkpoint_format "gptq"."""
     groups = group_of(weight.shape[1], group_size)
     if act_order:
-        groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(7))]
+        groups = groups[torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed))]
     codes, scales, zeros = round_by_groups(weight, bits, groups, symmetric)
     tensors = {
         "qweight": bit_stream(codes, bits).T.contiguous(),
         "qzeros": bit_stream((zeros - int(less_one)).T, bits),
-        "scales": scales.T.contiguous().to(dtype),
+        "scales": scales.T.contiguous().half(),
         "g_idx": groups.to(torch.int32),
     }
     return QuantizedWeight(tensors, dense_of(codes, scales, zeros, groups))
@@ -80,12 +80,12 @@ def awq_words(codes):
     return torch.tensor(rows, dtype=torch.int32)
 
 
-def awq(weight, *, group_size=32, dtype=torch.float16):
+def awq(weight, *, group_size=32):
     """AutoAWQ's GEMM packing."""
     groups = group_of(weight.shape[1], group_size)
     codes, scales, zeros = round_by_groups(weight, 4, groups, symmetric=False)
     tensors = {
-        "qweight": awq_words(codes.T), "qzeros": awq_words(zeros.T), "scales": scales.T.contiguous().to(dtype),
+        "qweight": awq_words(codes.T), "qzeros": awq_words(zeros.T), "scales": scales.T.contiguous().half(),
     }  # fmt: skip
     return QuantizedWeight(tensors, dense_of(codes, scales, zeros, groups))
 
@@ -137,3 +137,25 @@ def nvfp4(weight):
     packed = (codes[..., 0::2] | codes[..., 1::2] << 4).to(torch.uint8).flatten(1)
     tensors = {"weight": packed, "weight_scale": scales, "weight_scale_2": outer, "input_scale": torch.tensor(0.1)}
     return QuantizedWeight(tensors, (E2M1[codes] * whole).flatten(1))
+
+
+HQQ_PLACES = {8: 1, 4: 2, 2: 4, 3: 10}
+
+
+def hqq(weight, *, bits=4, group_size=64):
+    """hqq's safetensors: rows of [R, group] laid over each other, the first in the highest bits; floats as zero points."""
+    groups = group_of(weight.shape[1], group_size)
+    _, scales, _ = round_by_groups(weight, bits, groups, symmetric=False)
+    zeros = torch.stack([-weight[:, groups == group].amin(1) for group in range(scales.shape[1])], 1) / scales
+    wide = (weight / scales[:, groups] + zeros[:, groups]).round().clamp(0, (1 << bits) - 1).long()
+    rows = wide.reshape(-1, weight.shape[1] if group_size == -1 else group_size)
+    count = HQQ_PLACES[bits]
+    rows = torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % count))
+    parts = rows.view(count, -1, rows.shape[1])
+    words = sum(part << (bits * (count - 1 - place)) for place, part in enumerate(parts))
+    tensors = {
+        "W_q": words.to(torch.int32 if bits == 3 else torch.uint8),
+        "scale": scales.view(-1, 1), "zero": zeros.view(-1, 1), "nbits": torch.tensor(bits, dtype=torch.uint8),
+        "axis": torch.tensor(1, dtype=torch.uint8), "shape": torch.tensor(weight.shape),
+    }  # fmt: skip
+    return QuantizedWeight(tensors, (wide - zeros[:, groups]) * scales[:, groups])

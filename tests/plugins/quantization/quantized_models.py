@@ -16,9 +16,19 @@ SHAPE = {
 }  # fmt: skip
 
 
-def quantized_model(path, write, settings, *, family="Llama", is_kept=lambda name: name == "lm_head", extra=None, **changes):
+def quantized_model(
+    path,
+    write,
+    settings,
+    *,
+    family="Llama",
+    is_kept=lambda name: name == "lm_head",
+    extra=None,
+    initializer_range=0.05,
+    **changes,
+):
     """Save a checkpoint whose linears `write(name, weight)` wrote, and give the model of what they stand for."""
-    model = make_model(family, **{**SHAPE, **changes})
+    model = make_model(family, **{**SHAPE, "initializer_range": initializer_range, **changes})
     tensors = {}
     linears = {f"{name}.weight": name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     tied = model.config.tie_word_embeddings
@@ -41,8 +51,8 @@ def quantized_model(path, write, settings, *, family="Llama", is_kept=lambda nam
 def agreement(path, model, **options):
     """The share of positions where the served model's most likely token is the dense model's."""
     driver = StepDriver(make_runner(path, **options))
-    sequences = [driver.sequence([token % 96 for token in prompt]) for prompt in prompts(9, 30, 3, 17)]
-    driver.generate(sequences, 20, chunks=(7,))
+    sequences = [driver.sequence([token % 96 for token in prompt]) for prompt in prompts(9, 30, 3, 17, 40, 1, 25, 12)]
+    driver.generate(sequences, 30, chunks=(7,))
     same = total = 0
     for sequence in sequences:
         expected = reference_logits(model, sequence.tokens)[sequence.num_prompt - 1 : -1].argmax(1)

@@ -8,6 +8,7 @@ from plugins.quantization.compressed_packer import compressed
 from plugins.quantization.packers import bit_stream, dense_of, group_of, round_by_groups
 
 from llmd.api.v1.testing import QuantizedWeight, check_quantization
+from llmd.errors import ModelError
 from llmd_plugins.quantization import compressed_tensors
 
 [SPEC] = compressed_tensors.llmd_register_quantizations()
@@ -46,9 +47,10 @@ def settings_of(form, weights, inputs):
     ],
 )
 def test_formats(form, weights, inputs, max_bits):
+    write = partial(compressed, form=form, weights=weights, inputs=inputs)
     check_quantization(
-        SPEC, settings=settings_of(form, weights, inputs), quantize=partial(compressed, form=form, weights=weights, inputs=inputs),
-        shapes=((37, 64), (130, 192)), max_bits=max_bits, memory_shape=(128, 896),
+        SPEC, settings=settings_of(form, weights, inputs), quantize=write, shapes=((37, 64), (130, 192)), max_bits=max_bits,
+        memory_shape=(128, 896), ranks_shape=(256, 256),
     )  # fmt: skip
 
 
@@ -64,7 +66,7 @@ def test_four_bit_floats(form, weights):
     told = {**weights, "scale_dtype": str(weights["scale_dtype"])}
     check_quantization(
         SPEC, settings=settings_of(form, told, None), quantize=partial(compressed, form=form, weights=weights),
-        shapes=((37, 96), (5, 32)), max_bits=5.1, memory_shape=(128, 896),
+        shapes=((37, 96), (5, 32)), max_bits=5.1, memory_shape=(128, 896), ranks_shape=(128, 256),
     )  # fmt: skip
 
 
@@ -88,3 +90,36 @@ def test_act_order(symmetric):
         SPEC, settings=settings_of("pack-quantized", weights, None), quantize=partial(act_ordered, symmetric=symmetric),
         shapes=((37, 96), (64, 160)), max_bits=5.3, memory_shape=(128, 896),
     )  # fmt: skip
+
+
+def test_formats_that_are_refused_say_why():
+    packed = {"num_bits": 4, "group_size": 32, "strategy": "group"}
+    good = settings_of("pack-quantized", packed, None)
+    [group] = good["config_groups"].values()
+    for changes, problem in (
+        ({"format": "marlin-24"}, r"quantization_config.format must be 'pack-quantized' or .*, got 'marlin-24'"),
+        ({"sparsity_config": {"format": "sparse-24-bitmask"}}, r"sparsity_config.format is 'sparse-24-bitmask': sparse"),
+        ({"transform_config": {"config_groups": {"R1": {}}}}, "transform_config is .*: rotations of activations"),
+        ({"config_groups": {}}, "config_groups must be an object of groups with weights"),
+        (
+            {"config_groups": {"a": {**group, "weights": {**packed, "num_bits": 9}}}},
+            r"a.weights.num_bits must be from 2 to 8",
+        ),
+        ({"config_groups": {"a": {**group, "weights": {**packed, "type": "float"}}}}, "num_bits must be 8 for floats"),
+        ({"config_groups": {"a": {**group, "output_activations": packed}}}, "a.output_activations is .*: quantized outputs"),
+        ({"config_groups": {"a": {**group, "weights": {**packed, "strategy": "rows"}}}}, "strategy must be 'tensor' or"),
+        ({"ignore": 7}, "ignore must be a list of module names, got 7"),
+    ):
+        with pytest.raises(ModelError, match=problem):
+            SPEC.check({**good, **changes})
+
+
+def test_a_shape_that_is_not_the_configs():
+    form, weights = "pack-quantized", {"num_bits": 4, "group_size": 32, "strategy": "group"}
+
+    def write(weight):
+        written = compressed(weight, form=form, weights=weights)
+        return written._replace(tensors={**written.tensors, "weight_shape": torch.tensor([1, 2])})
+
+    with pytest.raises(ModelError, match=r"tensor block.linear.weight_shape says \[1, 2\], config.json asks for \[37, 64\]"):
+        check_quantization(SPEC, settings=settings_of(form, weights, None), quantize=write, shapes=((37, 64),), max_bits=5)

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from llmd.api.v1 import ArchitectureSpec
+from llmd.api.v1 import ArchitectureSpec, ModelError, QuantizationSpec
 from llmd.api.v1.testing.compare import require, require_close
 from llmd.api.v1.testing.driver import StepDriver, make_runner
 from llmd.model.runner import Runner
@@ -36,7 +36,7 @@ _SCHEDULES = (
 
 def check_architecture(
     path: Path,
-    *specs: ArchitectureSpec,
+    *specs: ArchitectureSpec | QuantizationSpec,
     reference: Callable[[Sequence[int]], Tensor] | None = None,
     tolerance: float = 1e-3,
     batch_invariant: bool = False,
@@ -45,11 +45,15 @@ def check_architecture(
     """The decoder in `path` gives the logits of `reference`, alone, in a batch, and with its prompts in chunks.
 
     `reference(token_ids)` → [T, V] float32, the logits at each position of one sequence computed whole; without it only
-    the schedules are compared with each other. `specs` are architectures that are not installed; `model` keys of [[models]]
+    the schedules are compared with each other. `specs` are those that are not installed; `model` keys of [[models]]
     (load_format="dummy" needs no weights). Relative errors of each sequence up to `tolerance`; with `batch_invariant`
-    the schedules must agree bit for bit.
+    the schedules must agree bit for bit. Raises ModelError for a model that cannot be loaded or gives no logits.
     """
     runner = make_runner(path, *specs, **model)
+    if not runner.info.can_generate:  # type: ignore[attr-defined]
+        raise ModelError(
+            f"{specs[0].name if specs else path.name} gives no logits: it pools, and has a reference of its own"
+        )
     first = _run(runner, _SCHEDULES[0])
     for tokens, logits in first if reference is not None else ():
         assert reference is not None

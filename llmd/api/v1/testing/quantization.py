@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from llmd.errors import ModelError
-from llmd.model.layers import Linear, Part, Slice, WeightSlot
+from llmd.model.layers import Linear, Part, Shard, Slice, WeightSlot
 from llmd.model.loader import TensorInfo, fill, held_bytes, prepare_slots
 
 BATCHES = (1, 2, 3, 7, 16, 33, 64)
@@ -48,6 +48,7 @@ def check_quantization(
     quantize: Callable[[Tensor], QuantizedWeight] | None = None,
     shapes: Sequence[tuple[int, int]] = ((37, 53), (130, 67), (1, 96)),
     memory_shape: tuple[int, int] = (896, 4864),
+    ranks_shape: tuple[int, int] | None = None,
     tolerance: float = 1e-2,
     device: str = "cpu",
 ) -> None:
@@ -58,7 +59,7 @@ def check_quantization(
     quantize: float32 [out, in] → a QuantizedWeight, written apart from the method; None: the checkpoint holds `weight`, and
     the method's own `dense_weight` is what outputs are compared with. shapes: (out, in) that the format can hold, odd ones
     best. tolerance: of ‖y - x Wᵀ‖ / ‖x Wᵀ‖ over all rows tried at a shape. device: where to try it; on "cuda" it is also
-    captured in a graph.
+    captured in a graph. ranks_shape: (out, in) that two ranks can divide, by outputs and by inputs; None: not tried.
 
     Checked: its own settings are detected and others are not; the outputs at every shape with 1 to 64 rows, with and
     without a bias, in float32 and bfloat16; merged parts with scales of their own; tensors that arrive in any order, each
@@ -74,6 +75,8 @@ def check_quantization(
         _check_order(case, shape)
         _check_refusals(case, shape)
     _check_memory(case, memory_shape, max_bits)
+    if ranks_shape is not None:
+        _check_ranks(case, ranks_shape)
     if case.device.type == "cuda":
         _check_capture(case, shapes[0])
 
@@ -223,9 +226,11 @@ def _check_refusals(case: QuantizationCase, shape: tuple[int, int]) -> None:
     layer = _declare(case, [shape[0]], shape[1], False, torch.float32)
     layer.name = "block.linear"
     held, _, _ = _write(case, layer, bias=False)
-    optional = {name for name, slot in _fill(case, layer, None).items() if slot.slot.is_optional}
-    for name in held:
-        if name not in optional:
+    slots = _fill(case, layer, None)
+    for name, slot in slots.items():
+        if name not in held:
+            continue
+        if not slot.slot.is_optional:
             _must_refuse(case, shape, {key: tensor for key, tensor in held.items() if key != name}, name, "is missing")
         wide = torch.cat([torch.atleast_1d(held[name])] * 2)
         _must_refuse(case, shape, {**held, name: wide}, name, f"has shape {list(wide.shape)}")
@@ -261,6 +266,27 @@ def _check_memory(case: QuantizationCase, shape: tuple[int, int], max_bits: floa
     layer = _load(case, [shape[0]], shape[1], dtype=torch.bfloat16).layer
     bits = 8 * held_bytes(layer) / (shape[0] * shape[1])
     assert bits <= max_bits, f"{bits:.2f} bits a weight are kept at {shape}, {max_bits} were promised"
+
+
+def _check_ranks(case: QuantizationCase, shape: tuple[int, int]) -> None:
+    """Two ranks hold half of the outputs, or half of the inputs, each: beside each other, or summed, they are the whole."""
+    whole = _declare(case, [shape[0], shape[0]], shape[1], False, torch.float32)
+    whole.name = "block.linear"
+    held, dense, _ = _write(case, whole, bias=False)
+    x = torch.randn(5, shape[1], device=case.device)
+    expected = x @ dense.to(case.device).T
+    by_rows, by_columns = [], []
+    for rank in (Shard(0, 2), Shard(1, 2)):
+        rows, columns = Slice.of(shape[0], rank, "out"), Slice.of(shape[1], rank, "in")
+        parts = [Part(part.name, rows) for part in whole.parts]
+        some = Linear(parts, whole.columns, bias=False, dtype=torch.float32, device=case.device)
+        _fill(case, some, dict(held))
+        by_rows.append(some(x).unflatten(1, (2, -1)))
+        some = Linear(whole.parts, columns, bias=False, dtype=torch.float32, device=case.device)
+        _fill(case, some, dict(held))
+        by_columns.append(some(x[:, columns.start : columns.start + columns.size]))
+    _must_be_close(case, torch.cat(by_rows, 2).flatten(1), expected, f"{shape}, outputs among two ranks", slack=3)
+    _must_be_close(case, by_columns[0] + by_columns[1], expected, f"{shape}, inputs among two ranks", slack=3)
 
 
 def _check_capture(case: QuantizationCase, shape: tuple[int, int]) -> None:

@@ -101,7 +101,7 @@ def _checks(catalog: Catalog, what: str) -> Iterator[tuple[str, Check]]:
     yield "summary", lambda: require(bool(spec.summary) and "\n" not in spec.summary, "the summary must be one line")
     check = _FAMILIES.get(family)
     if check is not None:
-        yield "contract", lambda: check(spec)
+        yield "contract", lambda: check(spec, catalog)
     elif hasattr(spec, "build"):
         yield "contract", lambda: require(callable(spec.build), "build cannot be called")
 
@@ -117,7 +117,7 @@ def _tiny_model(**config: Any) -> Iterator[Path]:
         yield make_tiny_model(Path(folder), **config)
 
 
-def _check_architecture(spec: Any) -> None:
+def _check_architecture(spec: Any, catalog: Catalog) -> None:
     from llmd.api.v1.testing.architectures import check_architecture
 
     if spec.is_encoder:
@@ -129,7 +129,7 @@ def _check_architecture(spec: Any) -> None:
             raise Skipped(f"it does not take a tiny Llama's config.json: {error}") from None
 
 
-def _check_quantization(spec: Any) -> None:
+def _check_quantization(spec: Any, catalog: Catalog) -> None:
     from llmd.api.v1.testing.architectures import check_architecture
 
     if not spec.online:
@@ -140,7 +140,7 @@ def _check_quantization(spec: Any) -> None:
         check_architecture(folder, spec, load_format="dummy", quantization=spec.name)
 
 
-def _check_attention(spec: Any) -> None:
+def _check_attention(spec: Any, catalog: Catalog) -> None:
     from llmd.api.v1.testing.attention import check_attention_backend, cpu_reasons
 
     if spec.for_encoders:
@@ -162,13 +162,13 @@ def _parser_texts(build: Any) -> list[str]:
     return texts
 
 
-def _check_parser(spec: Any) -> None:
+def _check_parser(spec: Any, catalog: Catalog) -> None:
     from llmd.api.v1.testing.parsers import check_parser
 
     check_parser(spec.build, _parser_texts(spec.build))
 
 
-def _check_logits_processor(spec: Any) -> None:
+def _check_logits_processor(spec: Any, catalog: Catalog) -> None:
     import torch
 
     from llmd.api.v1 import LogitsContext, SamplingParams
@@ -194,7 +194,7 @@ _CONSTRAINTS: Mapping[str, tuple[str, list[str], list[str]]] = {
 }
 
 
-def _check_grammar(spec: Any) -> None:
+def _check_grammar(spec: Any, catalog: Catalog) -> None:
     from llmd.api.v1.testing.grammars import check_grammar
 
     kinds = [kind for kind in spec.kinds if kind in _CONSTRAINTS]
@@ -208,7 +208,7 @@ def _check_grammar(spec: Any) -> None:
             raise Skipped(f"an optional library is missing: {error}") from None
 
 
-def _check_authenticator(spec: Any) -> None:
+def _check_authenticator(spec: Any, catalog: Catalog) -> None:
     from llmd.api.v1.testing.serving import check_authenticator
 
     authenticator = spec.build(Config())
@@ -217,37 +217,39 @@ def _check_authenticator(spec: Any) -> None:
     check_authenticator(authenticator, known=())
 
 
-def _check_route(spec: Any) -> None:
+def _check_route(spec: Any, catalog: Catalog) -> None:
+    from llmd.api.v1 import ServerContext
     from llmd.api.v1.testing.serving import check_route
 
     if "{" in spec.path:
         raise Skipped("its path has parameters")
-    check_route(spec, [])
+    sections = {name: section.model() for name, section in catalog.config_sections.items()}
+    check_route(spec, [], context=ServerContext(config=Config(), sections=sections, state="ready"))
 
 
-def _check_detects(spec: Any) -> None:
+def _check_detects(spec: Any, catalog: Catalog) -> None:
     with tempfile.TemporaryDirectory() as folder:
         detect = spec.detect if hasattr(spec, "detect") else spec.build().detect
         require(detect(Path(folder)) is False, "an empty folder is taken for its own")
 
 
-def _check_section(spec: Any) -> None:
+def _check_section(spec: Any, catalog: Catalog) -> None:
     section = spec.model()
     require(spec.live <= set(type(section).model_fields), "`live` names fields that the model does not have")
 
 
-def _check_command(spec: Any) -> None:
+def _check_command(spec: Any, catalog: Catalog) -> None:
     import click
 
     require(isinstance(spec.build(), click.Command), "build() gives no click.Command")
 
 
-def _check_source(spec: Any) -> None:
+def _check_source(spec: Any, catalog: Catalog) -> None:
     answer = spec.claims(ModelConfig(model="no-such/model"))
     require(isinstance(answer, bool), f"claims gave {answer!r}; expected: a bool")
 
 
-_FAMILIES: Mapping[str, Callable[[Any], None]] = {
+_FAMILIES: Mapping[str, Callable[[Any, Catalog], None]] = {
     "adapter_formats": _check_detects,
     "architectures": _check_architecture,
     "attention_backends": _check_attention,

@@ -40,8 +40,9 @@ def new_command(kind: str, name: str, into: Path | None) -> None:
 @click.option("--json", "file", type=click.Path(dir_okay=False, path_type=Path), help="Write the verdict there too.")
 @click.pass_context
 def check_command(ctx: click.Context, name: str | None, file: Path | None) -> None:
-    """Load one plugin alone and hold all that it provides to the contract. DIST: a distribution, or one of its plugins; none: the only one that is
-    installed beside llmd.
+    """Load one plugin alone and hold all that it provides to the contract.
+
+    DIST is a distribution or one of its plugins; without it the only one that is installed beside llmd is taken.
 
     Exit 0: nothing is wrong; 1: something is. What needs more than the plugin tells (a checkpoint, a key) is skipped: its
     own tests call the check_* functions of llmd.api.v1.testing.

@@ -28,7 +28,7 @@ NOT_YET = {
 }
 MAX_NAME = 60
 _NAME = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-_PLACEHOLDER = re.compile(r"acme-zeta|acme\.zeta|acme_zeta|ACME_ZETA|zeta|Zeta|ZETA|a-kind|own-version|next-major")
+_PLACEHOLDER = re.compile(r"acme-zeta|acme\.zeta|acme_zeta|ACME_ZETA|zeta|Zeta|ZETA|a-kind|0\.0\.1|0\.0\.2")
 
 
 def check_kind(kind: str) -> None:
@@ -58,7 +58,7 @@ def _words(kind: str, name: str) -> dict[str, str]:
     return {
         "acme-zeta": name, "acme.zeta": name.replace("-", ".", 1), "acme_zeta": module, "ACME_ZETA": module.upper(),
         "zeta": short, "Zeta": camel, "ZETA": short.upper(), "a-kind": kind.replace("-", " "),
-        "own-version": own, "next-major": str(int(own.partition(".")[0]) + 1),
+        "0.0.1": own, "0.0.2": str(int(own.partition(".")[0]) + 1),
     }  # fmt: skip
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from llmd.api.v1 import Adapter, AdapterError, BaseModule, LowRank, find_module
 
@@ -46,7 +46,7 @@ def _shapes(path: Path) -> dict[str, tuple[list[int], list[int]]]:
             return {
                 name: (file.get_slice(f"{name}.a").get_shape(), file.get_slice(f"{name}.b").get_shape()) for name in names
             }
-    except Exception as error:  # the library has an exception of its own for every kind of broken file
+    except (OSError, SafetensorError) as error:
         raise AdapterError(f"{TENSORS} cannot be read: {error}") from None
 
 

@@ -1,6 +1,13 @@
 """No token twice in a row, for requests with the largest frequency_penalty (2)."""
 
-from llmd.api.v1 import LogitsContext, LogitsProcessor, LogitsProcessorSpec, hookimpl
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmd.api.v1 import LogitsProcessorSpec, hookimpl
+
+if TYPE_CHECKING:  # their modules load torch
+    from llmd.api.v1 import LogitsContext, LogitsProcessor
 
 
 def _build(context: LogitsContext) -> LogitsProcessor:

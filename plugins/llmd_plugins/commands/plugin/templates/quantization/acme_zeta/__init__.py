@@ -1,6 +1,13 @@
 """--quantization zeta: 8-bit weights with a scale for each row, made while the checkpoint loads."""
 
-from llmd.api.v1 import Quantization, QuantizationSpec, hookimpl
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from llmd.api.v1 import QuantizationSpec, hookimpl
+
+if TYPE_CHECKING:  # their modules load torch
+    from llmd.api.v1 import Quantization
 
 
 def _build(settings: object) -> Quantization:

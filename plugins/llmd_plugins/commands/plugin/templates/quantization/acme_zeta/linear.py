@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from llmd.api.v1 import Linear, QuantMethod, add_dense_weights
+from llmd.api.v1 import Linear, ModelError, QuantMethod, add_dense_weights
 
 
 class Zeta:
@@ -28,6 +28,8 @@ class ZetaLinear:
     def finish_weights(self, layer: Linear) -> None:
         weight = layer.weight.data.float()
         scale = weight.abs().amax(1, keepdim=True).clamp_min(1e-12) / 127
+        if not scale.isfinite().all():
+            raise ModelError(f"tensor {layer.checkpoint_names[0]}.weight holds NaN or infinity")
         layer.weight = nn.Parameter((weight / scale).round().to(torch.int8), requires_grad=False)
         layer.register_buffer("scale", scale.to(layer.dtype))
 

@@ -1,0 +1,27 @@
+"""Which tile the GPU's product uses, by the rows of x. The figures are reckoned from the sizes of caches and registers."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Tile(NamedTuple):
+    """Rows and columns of the output that a program computes, and how it runs."""
+
+    block_m: int
+    block_n: int
+    warps: int
+    stages: int
+
+
+BLOCK_K = 128  # input features at a time: sums are float32 from one to the next
+_BY_ROWS: tuple[tuple[int, Tile], ...] = (  # up to so many rows
+    (16, Tile(16, 32, 4, 4)),
+    (64, Tile(64, 64, 4, 3)),
+    (1 << 62, Tile(128, 64, 8, 2)),
+)
+
+
+def tile_for(num_rows: int) -> Tile:
+    """The tile for so many rows of x."""
+    return next(tile for most, tile in _BY_ROWS if num_rows <= most)

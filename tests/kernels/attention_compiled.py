@@ -1,0 +1,118 @@
+"""Compiles the Triton kernels of attention and of one token each ahead of time; prints by target and kernel what is wrong.
+
+Every kernel must fit the device's shared memory and spill at most MAX_SPILLS bytes a thread.
+"""
+
+import json
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from llmd_kernels.paged_attention import table
+from llmd_kernels.paged_attention import triton as attention
+from llmd_kernels.rms_norm import triton as norm
+from llmd_kernels.rotary import triton as rotary
+from llmd_kernels.silu_mul import triton as activation
+from llmd_kernels.store_kv import triton as store
+
+MAX_SPILLS = 64
+TARGETS = {
+    "sm_80": (GPUTarget("cuda", 80, 32), 163 << 10),
+    "sm_90": (GPUTarget("cuda", 90, 32), 227 << 10),
+    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 << 10),
+}
+POINTERS = {
+    "out": "*bf16", "q": "*bf16", "k": "*bf16", "v": "*bf16", "x": "*bf16", "residual": "*bf16", "weight": "*bf16",
+    "q_weight": "*bf16", "k_weight": "*bf16", "block_table": "*i32", "rows": "*i64", "query_start": "*i32",
+    "seq_lens": "*i32", "sinks": "*fp32", "slopes": "*fp32", "tops": "*fp32", "totals": "*fp32", "parts": "*fp32",
+    "positions": "*i64", "slots": "*i64", "cos_sin": "*fp32",
+}  # fmt: skip
+FLOATS = {"scale", "soft_cap", "eps"}
+CACHES = {0: ("*bf16", "*bf16"), 1: ("*i8", "*i16"), 2: ("*u8", "*i16")}  # by kind: data, scales
+# strides and sizes that are multiples of 16 for common models: loads are as wide as they will be
+ALIGNED = {
+    "q_stride", "k_stride", "v_stride", "v_offset", "block_stride", "token_stride", "scale_v_offset", "scale_stride",
+    "head_dim", "dim", "outer_stride", "inner_stride",
+}  # fmt: skip
+PLAIN = {"HAS_CAP": False, "HAS_SINKS": False, "HAS_ALIBI": False}
+EVERYTHING = {"HAS_CAP": True, "HAS_SINKS": True, "HAS_ALIBI": True}
+
+
+def attention_kernels(device):
+    """Decode and prefill by the tables: head dim, query heads a KV head, kind of cache, what else."""
+    shapes = [(64, 7, 0, PLAIN), (128, 8, 2, EVERYTHING)]
+    if device == "sm_90":
+        shapes += [(128, 4, 1, PLAIN), (256, 2, 0, PLAIN)]
+    for dim, group, kind, extras in shapes:
+        common = {"GROUP": group, "KIND": kind, "BLOCK_SIZE": 16, "BLOCK_D": dim, **extras}
+        for is_prefill in (False, True):
+            shape = table.tiles(device, dim, is_prefill=is_prefill)
+            kernel = attention.prefill if is_prefill else attention.decode
+            own = {"BLOCK_Q": shape.block_m // group} if is_prefill else {"SPLITS": 8}
+            tiles = {"BLOCK_M": shape.block_m, "BLOCK_N": shape.block_n}
+            options = {"num_warps": shape.num_warps, "num_stages": shape.num_stages}
+            yield f"{kernel.fn.__name__} {dim} {kind}", kernel, {**common, **own, **tiles}, options
+
+
+def other_kernels():
+    yield "join", attention.join, {"SPLITS": 32, "BLOCK_D": 128}, {}
+    yield "rotary", rotary.turn, {"BLOCK": 64}, {"num_warps": 1}
+    yield "add_rms_norm", norm.normalise, {"ADD": True, "BLOCK": 8192}, {"num_warps": 8}
+    yield "gelu_mul", activation.gate_up, {"KIND": 1, "BLOCK": 1024}, {}
+    constants = {"HAS_NORM": True, "TURNS": True, "KIND": 2, "BLOCK_SIZE": 16, "BLOCK_D": 128}
+    yield "rotary_store_kv 2", store.rotate_and_store, constants, {"num_warps": 1}
+
+
+def trouble(kernel, constants, options, target, shared):
+    """Why a kernel is not fit for a target, in words; empty if it is."""
+    names, types = kernel.arg_names, dict(POINTERS)
+    types["cache"], types["scales"] = CACHES[constants.get("KIND", 0)]
+    if kernel is attention.decode:
+        types["out"] = "*fp32"
+    signature = {
+        name: "constexpr" if name in constants else types.get(name, "fp32" if name in FLOATS else "i32") for name in names
+    }
+    values = {(index,): constants[name] for index, name in enumerate(names) if name in constants}
+    aligned = {
+        (index,): [["tt.divisibility", 16]]
+        for index, name in enumerate(names)
+        if name not in constants and (name in types or name in ALIGNED)
+    }
+    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
+    built = triton.compile(source, target=target, options=options)
+    found = []
+    if built.metadata.shared > shared:
+        found.append(f"{built.metadata.shared} bytes of shared memory, there are {shared}")
+    if (spilled := spills(built, target)) > MAX_SPILLS:
+        found.append(f"{spilled} bytes of registers spilled")
+    return "; ".join(found)
+
+
+def spills(built, target):
+    """Bytes a thread."""
+    if target.backend == "hip":
+        return 4 * max(int(count) for count in re.findall(r"vgpr_spill_count: +(\d+)", built.asm["amdgcn"]))
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(built.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
+    return max(int(count) for count in re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
+
+
+print(
+    json.dumps(
+        {
+            device: {
+                name: trouble(kernel, constants, options, *target)
+                for name, kernel, constants, options in (*attention_kernels(device), *other_kernels())
+            }
+            for device, target in TARGETS.items()
+        }
+    )
+)
