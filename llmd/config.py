@@ -74,7 +74,7 @@ class ModelConfig(Section):
     )
     model_impl: ModelImpl = Field(
         default="auto",
-        description="'llmd' (a plugin that knows the architecture), 'transformers' (Hugging Face's code, slower), or 'auto': "
+        description="'llmd' (a plugin knows the architecture), 'transformers' (Hugging Face's code, slower), or 'auto': "
         "the second where there is no first",
     )
     executor: str = Field(default="thread", description="what drives the device")

@@ -125,7 +125,7 @@ DECIDED: dict[str, str] = {
     "a request may fill what is left of the step": "max-num-partial-prefills= max-long-partial-prefills= "
     "long-prefill-token-threshold= scheduler-delay-factor=0|0.0 scheduler-reserve-full-isl prefill-schedule-interval=1 "
     "stream-interval=1",
-    "adapters are kept in the model's dtype, their biases included": "lora-dtype=auto enable-lora-bias specialize-active-lora",
+    "adapters are kept in the model's dtype, with their biases": "lora-dtype=auto enable-lora-bias specialize-active-lora",
     "there is no telemetry and no JIT to watch": "jit-monitor-mode= jit-monitor-verbose fail-on-environ-validation "
     "aggregate-engine-logging enable-logging-iteration-details disable-fastapi-docs log-error-stack=false "
     "enable-server-load-tracking",

@@ -281,8 +281,9 @@ def _find_quantization(
 ) -> tuple[Quantization | None, str | None]:
     asked, settings, specs = model.quantization, config.quantization, parts.quantizations
     names = candidates(asked, settings, specs)
-    if settings is None and asked is None and model.quantization_options:
-        raise ModelError("quantization_options are for a method that quantizes while loading, and none is named")
+    if model.quantization_options and (settings is not None or asked is None):
+        why = "none is named" if settings is None else "this checkpoint is quantized already"
+        raise ModelError(f"quantization_options are for a method that quantizes while loading, and {why}")
     for name in names:
         quantization: Quantization = specs[name].build(model.quantization_options if settings is None else settings)
         if settings is None or quantization.detect(settings):

@@ -233,8 +233,9 @@ class FakeService:
         text = self.tokenizer.token_text(token_id)
         return text, text.encode()
 
-    async def generate(self, prompt, params, *, request_id, priority=0, timeout_s=None, key="", cache_salt=None, adapter=None,
-                       add_special_tokens=True, clip_max_tokens=False, constraint=None) -> RequestStream:  # fmt: skip
+    async def generate(self, prompt, params, *, request_id, priority=0, timeout_s=None, key="", cache_salt=None,
+                       adapter=None, add_special_tokens=True, clip_max_tokens=False,
+                       constraint=None) -> RequestStream:  # fmt: skip
         if isinstance(prompt, str):
             prompt = self.tokenizer.encode(prompt, add_special_tokens=add_special_tokens)
         if not prompt:

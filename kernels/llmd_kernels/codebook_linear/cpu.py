@@ -7,7 +7,7 @@ import torch
 from llmd_kernels.native import DTYPES, library
 
 _LANES = 16  # bytes of codes at a time
-MAX_ROWS = 32  # beyond, a dense panel that all rows share wins
+MAX_ROWS = 192  # beyond, a dense panel that all rows share wins
 
 
 def fits(group_size: int, in_features: int) -> bool:

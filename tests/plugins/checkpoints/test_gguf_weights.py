@@ -97,6 +97,22 @@ def test_a_quantized_file_can_be_loaded_dense(tmp_path):
     torch.testing.assert_close(module.model.layers[1].self_attn.qkv_proj.weight.data, rows)
 
 
+def test_a_float_file_can_be_quantized_while_it_loads(tmp_path):
+    gguf_files.write_model(make_model("Llama", **SHAPE), tmp_path / "model.gguf", "F16")
+    runner = make_runner(make_folder(tmp_path / "model.gguf"), quantization="int4")
+    assert runner.info.facts["quantization"] == "int4"
+    assert runner._model.module.model.layers[0].mlp.gate_up_proj.grouped.bits == 4
+
+
+def test_a_quantized_file_takes_no_other_method(tmp_path):
+    gguf_files.write_model(make_model("Llama", **SHAPE), tmp_path / "model.gguf", "Q4_0")
+    folder = make_folder(tmp_path / "model.gguf")
+    with pytest.raises(ModelError, match="quantized by 'gguf', which is not 'int8'"):
+        make_runner(folder, quantization="int8")
+    with pytest.raises(ModelError, match="this checkpoint is quantized already"):
+        make_runner(folder, quantization_options={"ignore": []})
+
+
 def test_a_folder_of_one_file_and_parts(tmp_path):
     model = make_model("Llama", **SHAPE)
     (tmp_path / "folder").mkdir()

@@ -184,6 +184,15 @@ def test_what_cannot_be_done(tmp_path, tiny, data, options, message):
     assert not list(tmp_path.glob(".*"))
 
 
+def test_models_of_another_kind(tmp_path, data):
+    path = save_model(make_model("Phi3", vocab_size=2048, pad_token_id=0, **SHAPE), tmp_path / "phi")
+    settings = Settings(method="gptq", data=data, group_size=32, device="cpu")
+    with pytest.raises(
+        ModelError, match=r"Phi3ForCausalLM: module model.layers.0.self_attn.qkv_proj is not of Llama's kind"
+    ):
+        run(str(path), tmp_path / "made", settings, lambda line: None)
+
+
 def test_a_folder_that_exists_and_a_model_that_is_quantized(tmp_path, tiny):
     with pytest.raises(ModelError, match="tiny exists already"):
         run(str(tiny), tiny, Settings(method="int8", device="cpu"), lambda line: None)

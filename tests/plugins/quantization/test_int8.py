@@ -66,7 +66,7 @@ def test_it_never_claims_a_checkpoint():
 
 def test_unknown_methods_are_named(tmp_path):
     path = save_model(make_model("Llama"), tmp_path)
-    with pytest.raises(ModelError, match="quantization 'awq' is not known; known are .*int8"):
+    with pytest.raises(ModelError, match=r"quantization 'awq' is not known; known are .*int8"):
         make_runner(path, quantization="awq")
 
 
@@ -76,7 +76,7 @@ def test_a_checkpoint_quantized_by_something_else(tmp_path):
     path = save_model(make_model("Llama"), tmp_path)
     config = json.loads((path / "config.json").read_text())
     (path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "gptq"}}))
-    with pytest.raises(ModelError, match="quantized by 'gptq', which no plugin reads; known are .*int8"):
+    with pytest.raises(ModelError, match=r"quantized by 'gptq', which no plugin reads; known are .*int8"):
         make_runner(path)
     with pytest.raises(ModelError, match="quantized by 'gptq', which is not 'int8'"):
         make_runner(path, quantization="int8")

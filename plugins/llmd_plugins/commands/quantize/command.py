@@ -31,13 +31,14 @@ METHODS = ("gptq", "awq", "int8", "fp8")
     show_default=True,
     help="gptq: of the mean of the Hessian's diagonal, added to it.",
 )
-@click.option("--max-shard-bytes", type=click.IntRange(1 << 20), default=4 << 30, show_default=True)
+@click.option("--max-shard-bytes", type=click.IntRange(1 << 20), default=1 << 30, show_default=True)
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1 …")
 def quantize(model: str, output: Path, bits: str, **options: Any) -> None:
     """Write a quantized copy of MODEL ('demo', a folder, or a hub name) to a folder.
 
     gptq and awq need --data: text like what the model will see. int8 and fp8 need none: inputs are scaled as they come.
-    Layers are loaded, quantized and written one after another, so that memory holds one layer and the samples.
+    Layers are loaded, quantized and written one after another, so that memory holds one layer, the samples and a
+    shard.
     """
     from llmd_plugins.commands.quantize.run import Settings, run
 

@@ -30,6 +30,8 @@ from llmd_plugins.commands.quantize.writer import Writer
 
 _GROUP_SIZES = (32, 64, 128, -1)
 _TOKENS_AT_ONCE = 4096
+_SHARED = {"self_attn.k_proj": "self_attn.q_proj", "self_attn.v_proj": "self_attn.q_proj", "mlp.up_proj": "mlp.gate_proj"}
+_LINEARS = {*_SHARED, *_SHARED.values(), "self_attn.o_proj", "mlp.down_proj"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +46,7 @@ class Settings:
     sample_length: int = 512
     desc_act: bool = False
     damp: float = 0.05
-    max_shard_bytes: int = 4 << 30
+    max_shard_bytes: int = 1 << 30
     device: str = "auto"
 
 
@@ -84,6 +86,9 @@ def _check_shapes(source: Source, settings: Settings) -> None:
     if settings.method not in ("gptq", "awq"):
         return
     for name, linear in source.linears().items():
+        if name.split(".", 3)[3] not in _LINEARS:
+            kind = type(source.module).__name__
+            raise ModelError(f"{kind}: module {name} is not of Llama's kind, the only one that {settings.method} calibrates")
         group = settings.group_size if settings.group_size > 0 else linear.in_features
         if linear.in_features % group or linear.in_features % 32 or linear.out_features % 32:
             shape = [linear.out_features, linear.in_features]
@@ -185,9 +190,8 @@ class Stats:
 
 def _observe(layer: nn.Module, hidden: Tensor, position: Any) -> dict[str, Stats]:
     """Statistics by linear; those that read the same share them."""
-    shared = {"self_attn.k_proj": "self_attn.q_proj", "self_attn.v_proj": "self_attn.q_proj", "mlp.up_proj": "mlp.gate_proj"}
     linears = {name: module for name, module in layer.named_modules() if isinstance(module, nn.Linear)}
-    stats = {name: Stats(each.in_features, hidden.device) for name, each in linears.items() if name not in shared}
+    stats = {name: Stats(each.in_features, hidden.device) for name, each in linears.items() if name not in _SHARED}
 
     def watch(found: Stats) -> Callable[..., None]:
         return lambda module, inputs: found.see(inputs[0])
@@ -199,7 +203,7 @@ def _observe(layer: nn.Module, hidden: Tensor, position: Any) -> dict[str, Stats
     finally:
         for hook in hooks:
             hook.remove()
-    return stats | {name: stats[other] for name, other in shared.items()}
+    return stats | {name: stats[other] for name, other in _SHARED.items()}
 
 
 def _parts(hidden: Tensor) -> tuple[Tensor, ...]:
