@@ -30,7 +30,7 @@ def pack(q: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
     """uint8 [N, K] → uint8 [panels of 16 rows, bytes a panel]."""
     width, depth = q.shape
     row_bytes = num_blocks(depth, group_size) * block_size(group_size) * bits // 8
-    packed = torch.empty(-(-width // PANEL), PANEL * row_bytes, dtype=torch.uint8)
+    packed = torch.empty(-(-width // PANEL), PANEL * row_bytes, dtype=torch.uint8, device=q.device)
     for start in range(0, width, _ROWS_AT_ONCE):  # the copies on the way are of some rows, not of all
         some = _pack_rows(q[start : start + _ROWS_AT_ONCE], bits, group_size)
         packed[start // PANEL : start // PANEL + some.shape[0]] = some
