@@ -293,11 +293,13 @@ def _admin_socket(config_file: str) -> str | None:
 
 def _end(code: int) -> None:
     """Leave at once: a thread that still imports or loads must not hold the process, nor crash while it is torn down."""
+    import contextlib
     import os
 
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a full disk is no reason for another exit code
+            stream.flush()
     os._exit(code)
 
 
