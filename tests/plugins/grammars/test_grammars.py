@@ -8,12 +8,10 @@ import re
 from pathlib import Path
 
 import jsonschema
-import numpy as np
 import pytest
+from walks import allowed, grammar_context
 
 import llmd_plugins.sources.demo
-from llmd.engine.grammar import bitmask_words
-from llmd.text.structured import GrammarContext
 from llmd.text.tokenizer import Tokenizer
 from llmd_plugins.grammars import llguidance, xgrammar
 
@@ -38,25 +36,7 @@ def tokenizer() -> Tokenizer:
 @pytest.fixture(scope="module", params=[llguidance, xgrammar], ids=["llguidance", "xgrammar"])
 def compiler(request, tokenizer):
     [spec] = request.param.llmd_register_grammars()
-    return spec.build(context(tokenizer))
-
-
-def context(tokenizer: Tokenizer, *, with_json: bool = True) -> GrammarContext:
-    return GrammarContext(
-        vocab_size=tokenizer.vocab_size,
-        eos_token_ids=(tokenizer.eos_token_id,),
-        special_token_ids=frozenset(tokenizer.special_ids),
-        token_bytes=tokenizer.token_bytes,
-        encode=lambda text: tokenizer.encode(text, add_special_tokens=False),
-        tokenizer_json=lambda: tokenizer.serialized if with_json else None,
-    )
-
-
-def allowed(matcher, vocab_size: int) -> list[int]:
-    row = np.full(bitmask_words(vocab_size), -1, dtype=np.int32)
-    matcher.fill(row)
-    bits = np.unpackbits(row.view(np.uint8), bitorder="little")
-    return np.flatnonzero(bits[:vocab_size]).tolist()
+    return spec.build(grammar_context(tokenizer))
 
 
 def walk(grammar, tokenizer: Tokenizer, seed: int, limit: int = 400) -> str:
@@ -119,7 +99,7 @@ def test_what_cannot_compile_is_refused_with_a_reason(compiler, kind, source):
 
 def test_forced_tokens_leave_no_choice(tokenizer):
     [spec] = llguidance.llmd_register_grammars()
-    matcher = spec.build(context(tokenizer)).compile("choice", '["the only way"]').matcher()
+    matcher = spec.build(grammar_context(tokenizer)).compile("choice", '["the only way"]').matcher()
     forced = matcher.forced()
     assert tokenizer.decode(forced).startswith("the only")
     for token_id in forced:
@@ -129,17 +109,17 @@ def test_forced_tokens_leave_no_choice(tokenizer):
 
 def test_a_tokenizer_without_tokenizer_json_serves_too(tokenizer):
     [spec] = llguidance.llmd_register_grammars()
-    grammar = spec.build(context(tokenizer, with_json=False)).compile("choice", '["yes", "no"]')
+    grammar = spec.build(grammar_context(tokenizer, with_json=False)).compile("choice", '["yes", "no"]')
     assert walk(grammar, tokenizer, 1) in ("yes", "no")
 
 
 def test_structural_tags_constrain_only_what_they_open(tokenizer):
     [spec] = llguidance.llmd_register_grammars()
     tag = {"structures": [{"begin": "<f>", "schema": {"type": "integer"}, "end": "</f>"}], "triggers": ["<f"]}
-    matcher = spec.build(context(tokenizer)).compile("structural_tag", json.dumps(tag)).matcher()
+    matcher = spec.build(grammar_context(tokenizer)).compile("structural_tag", json.dumps(tag)).matcher()
     encode = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
     assert matcher.accept(encode("free text "))
     assert matcher.accept(encode("<f>"))
     assert not matcher.accept(encode("x"))
     with pytest.raises(ValueError, match="no trigger begins"):
-        spec.build(context(tokenizer)).compile("structural_tag", json.dumps({**tag, "triggers": ["<g"]}))
+        spec.build(grammar_context(tokenizer)).compile("structural_tag", json.dumps({**tag, "triggers": ["<g"]}))
