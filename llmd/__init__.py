@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from llmd._version import __version__
+
+# Read once, when torch loads its OpenMP runtime, which nothing here does before this line: threads that wait for work spin,
+# and those that spin for long starve whatever shares the cores with them, the event loop first. Who says otherwise is heard.
+if "OMP_WAIT_POLICY" not in os.environ:
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 if TYPE_CHECKING:
     from llmd.daemon import serve

@@ -162,11 +162,13 @@ def check_command(ctx: click.Context, config_file: str | None, device: bool) -> 
 @main_command.command("plan", short_help="Reckon what the models will take and reach; load nothing.")
 @_config_option
 @click.option("--device-memory", metavar="SIZE", help="Plan for a GPU with so much memory (141GB, 80GiB), here or not.")
-@click.option("--measure", is_flag=True, help="Measure this machine's memory bandwidth, for the roofline.")
+@click.option(
+    "--measure/--no-measure", default=None, help="Measure the memory bandwidth, for the roofline; default: on a CPU."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plan_command(
-    ctx: click.Context, config_file: str | None, device_memory: str | None, measure: bool, as_json: bool
+    ctx: click.Context, config_file: str | None, device_memory: str | None, measure: bool | None, as_json: bool
 ) -> None:
     """Weights, KV bytes a token, tokens and sequences that fit, for each model. Exit 78 if one does not."""
     import json
@@ -190,12 +192,17 @@ def plan_command(
 @_config_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.option("--timing", is_flag=True, help="The slowest to import first, with their sum.")
+@click.option("--url", help="With --timing: what wheels cost in the steps of the daemon at http://HOST:PORT or unix:PATH.")
+@click.option("--admin-key", envvar="LLMD_ADMIN_KEY", help="Admin key for --url.")
 @click.pass_context
-def plugins_command(ctx: click.Context, config_file: str | None, as_json: bool, timing: bool) -> None:
+def plugins_command(
+    ctx: click.Context, config_file: str | None, as_json: bool, timing: bool, url: str | None, admin_key: str | None
+) -> None:
     """Every plugin with its distribution, version, state, reason, hooks, what it provides and its import time.
 
-    A wheel that ships the verdict of `llmd plugin check` is listed with it. What plugins cost in each step, a running
-    daemon tells in its metrics (llmd_plugin_seconds_total).
+    A wheel that ships the verdict of `llmd plugin check` is listed with it. Logits processors, samplers and attention
+    backends of wheels are timed in each step (on a GPU: until their work is queued): `--timing --url` shows them, and so do
+    the daemon's metrics (llmd_plugin_seconds_total). Built-in ones are not timed and pay nothing.
     """
     from dataclasses import asdict
 
@@ -223,7 +230,20 @@ def plugins_command(ctx: click.Context, config_file: str | None, as_json: bool, 
     for line in _columns([("NAME", "DISTRIBUTION", "STATE", "IMPORT", "PROVIDES OR REASON"), *rows]):
         click.echo(line)
     if timing:
-        click.echo(f"{len(plugins)} plugins, {sum(row.import_ms for row in plugins):.1f} ms of imports")
+        imports_ms = sum(row.import_ms for row in plugins)
+        click.echo(f"{len(plugins)} plugins in {catalog.manager.load_ms:.1f} ms, {imports_ms:.1f} ms of imports")
+    if timing and url:
+        _echo_step_costs(url, admin_key)
+
+
+def _echo_step_costs(url: str, admin_key: str | None) -> None:
+    from llmd.plugin_costs import ask_daemon, step_table
+
+    costs = list(step_table(ask_daemon(url, admin_key)))
+    if not costs:
+        click.echo("no wheel takes part in this daemon's steps")
+    for line in _columns([("IN STEPS", "PLUGIN", "CALLS", "A CALL", "TOGETHER", ""), *costs]) if costs else ():
+        click.echo(line.rstrip())
 
 
 def _columns(rows: list[tuple[str, ...]]) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ Path = tuple[str | int, ...]  # a key: ("server", "port"), ("models", 0, "dtype"
 ModelImpl = Literal["auto", "llmd", "transformers"]
 KVCacheDType = Literal["auto", "float16", "bfloat16", "float32", "int8", "fp8"]
 _KV_CACHE_DTYPES = {"fp8_e4m3": "fp8", "fp8_per_token_head": "fp8", "int8_per_token_head": "int8"}  # vLLM's other names
+_CPUS = re.compile(r"[0-9]{1,4}(-[0-9]{1,4})?(,[0-9]{1,4}(-[0-9]{1,4})?)*")
 DType = Literal["auto", "half", "float16", "bfloat16", "float", "float32"]
 
 
@@ -41,6 +43,17 @@ class ModelConfig(Section):
         default="auto", description="'auto', 'safetensors', 'dummy' (random weights), or a plugin's format"
     )
     device: str = Field(default="auto", description="'auto', 'cpu', 'cuda', 'cuda:1' …")
+    cpu_threads: int | None = Field(
+        default=None,
+        ge=1,
+        le=4096,
+        description="threads that compute on a CPU; default: OMP_NUM_THREADS, or one a core of a NUMA node that affinity "
+        "and cgroup grant, less one for the event loop where there are more than two",
+    )
+    cpu_affinity: str = Field(
+        default="auto",
+        description="CPUs that they run on: 'auto' (a core each, where all are theirs), 'none' (any), or such as '0-3,8'",
+    )
     dtype: DType = Field(
         default="auto", description="weights and activations; auto: the checkpoint's (on a CPU float16 becomes bfloat16)"
     )
@@ -77,8 +90,22 @@ class ModelConfig(Section):
         description="'llmd' (a plugin knows the architecture), 'transformers' (Hugging Face's code, slower), or 'auto': "
         "the second where there is no first",
     )
+    prepacked_cache: bool = Field(
+        default=True,
+        description="on a CPU, keep quantized and packed weights on disk (below LLMD_CACHE_DIR), for the next start to read",
+    )
+    prepacked_cache_bytes: int = Field(
+        default=32 << 30, ge=0, description="room for those of all models; what was not used for longest goes first"
+    )
     executor: str = Field(default="thread", description="what drives the device")
     enforce_eager: bool = Field(default=False, description="no CUDA graphs")
+
+    @field_validator("cpu_affinity")
+    @classmethod
+    def _check_cpus(cls, value: str) -> str:
+        if value not in ("auto", "none") and not _CPUS.fullmatch(value):
+            raise ValueError(f"must be 'auto', 'none' or CPUs such as '0-3,8', got {value!r}")
+        return value
 
 
 class CacheConfig(Section):
@@ -91,7 +118,8 @@ class CacheConfig(Section):
     kv_cache_bytes: int | None = Field(
         default=None,
         ge=1,
-        description="bytes of the KV pool; default: by gpu_memory_utilization, on a CPU a quarter of free memory to 4 GiB",
+        description="bytes of the KV pool; default: by gpu_memory_utilization, on a CPU a quarter of free memory to 4 GiB, "
+        "as far as weights and steps leave it",
     )
     kv_cache_dtype: KVCacheDType = Field(
         default="auto",

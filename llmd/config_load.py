@@ -22,7 +22,7 @@ from llmd.errors import ConfigError
 
 ENV_PREFIX = "LLMD_"
 # variables that are not keys of the configuration
-OTHER_VARIABLES = frozenset({"LLMD_PLUGINS", "LLMD_USE_MODELSCOPE", "LLMD_CACHE_DIR"})
+OTHER_VARIABLES = frozenset({"LLMD_PLUGINS", "LLMD_USE_MODELSCOPE", "LLMD_CACHE_DIR", "LLMD_KERNEL_FLAGS"})
 # what Kubernetes sets in each pod when a Service is called "llmd"
 _KUBERNETES = re.compile(r"LLMD_(SERVICE_(HOST|PORT\w*)|PORT|PORT_\d+_(TCP|UDP)\w*)")
 _TRUE, _FALSE = ("true", "1", "yes", "on"), ("false", "0", "no", "off")

@@ -25,7 +25,7 @@ def describe_devices(config: Config, catalog: Catalog) -> Iterator[str]:
 def _describe(config: Config, catalog: Catalog, model: ModelConfig) -> Iterator[str]:
     from llmd.daemon import model_parts
     from llmd.model.attention import is_of_kind, select_backend
-    from llmd.model.loader import attention_needs, is_encoder, read_model_config, select_device, select_dtype
+    from llmd.model.blueprint import attention_needs, is_encoder, read_model_config, select_device, select_dtype
 
     source = find_source(catalog, model)
     if source is None or source.check is None:

@@ -38,6 +38,8 @@ _KEYS: dict[str, str] = {
     "trust-remote-code": "models.0.trust_remote_code",
     "load-format": "models.0.load_format",
     "device": "models.0.device",
+    "cpu-threads": "models.0.cpu_threads",
+    "cpu-affinity": "models.0.cpu_affinity",
     "dtype": "models.0.dtype",
     "quantization": "models.0.quantization",
     "max-model-len": "models.0.max_model_len",

@@ -10,7 +10,6 @@ import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from dataclasses import asdict
 from pathlib import Path as FilePath
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,7 @@ from llmd.listeners import Inherited
 from llmd.loading import Bar, in_thread, seconds_since_start, warm_up
 from llmd.plugin.catalog import Catalog
 from llmd.plugin.specs import AuthenticatorSpec
-from llmd.plugin_guards import CostCollector
+from llmd.plugin_guards import CostCollector, status_rows
 from llmd.reload import LiveAuthenticators, LiveMiddlewares, Reloader
 from llmd.sdnotify import Notifier
 from llmd.status import StatusLine
@@ -150,7 +149,7 @@ class Daemon:
             service_specs=guarded(catalog, "services", no_service),
             sections=dict(catalog.settings),
             request_finished=lambda summary: catalog.notify("llmd_request_finished", summary=summary),
-            plugin_status=lambda: [asdict(row) for row in catalog.plugins],
+            plugin_status=lambda: status_rows(catalog),
             drain=self.stop,
             reload=self.reload,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -29,9 +30,12 @@ def parse_size(text: str) -> int:
 
 
 def reckon_models(
-    config: Config, catalog: Catalog, *, device_bytes: int | None = None, measure: bool = False
+    config: Config, catalog: Catalog, *, device_bytes: int | None = None, measure: bool | None = None
 ) -> Iterator[Footprint]:
-    """Each model's footprint; imports torch, loads no weights. Raises ModelError for a model that does not fit."""
+    """Each model's footprint; imports torch, loads no weights. Raises ModelError for a model that does not fit.
+
+    `measure` the memory bandwidth of a device that is here: None does on a CPU, in 0.2 s.
+    """
     from llmd.daemon import model_parts
     from llmd.model.footprint import reckon
 
@@ -42,7 +46,8 @@ def reckon_models(
             raise ConfigError(f"models.model: {model.model!r} is claimed by no model source")
         path = source.resolve(_without_weights(model), lambda progress: None)
         footprint = reckon(config, model, path, parts, device_bytes=device_bytes)
-        yield replace(footprint, bandwidth=_bandwidth(footprint)) if measure and device_bytes is None else footprint
+        wants = footprint.device == "cpu" if measure is None else measure
+        yield replace(footprint, bandwidth=_bandwidth(footprint, model)) if wants and device_bytes is None else footprint
 
 
 def _without_weights(model: ModelConfig) -> ModelConfig:
@@ -50,17 +55,32 @@ def _without_weights(model: ModelConfig) -> ModelConfig:
     return model.model_copy(update={"load_format": "dummy"})
 
 
-def _bandwidth(footprint: Footprint) -> float | None:
+def _bandwidth(footprint: Footprint, model: ModelConfig) -> float | None:
+    """In a thread of its own, which runs where the model's would."""
     import torch
 
     from llmd.model.bandwidth import memory_bandwidth
+    from llmd.model.cpu_threads import choose_threads
+    from llmd_kernels import native
 
-    return memory_bandwidth(torch.device(footprint.device))
+    threads = choose_threads(model.cpu_threads, model.cpu_affinity)
+
+    def measure() -> float | None:
+        if footprint.device == "cpu":
+            threads.confine()
+            native.set_num_threads(threads.count)
+        return memory_bandwidth(torch.device(footprint.device))
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(measure).result()
+
+
+_RATES = ("max_decode_rate", "decode_limit", "likely_decode_rate")
 
 
 def plain(footprint: Footprint) -> dict[str, Any]:
     """Everything, for programs."""
-    return {**asdict(footprint), "max_decode_rate": footprint.max_decode_rate}
+    return {**asdict(footprint), **{name: getattr(footprint, name) for name in _RATES}}
 
 
 def describe(footprint: Footprint, max_num_seqs: int) -> Iterator[str]:
@@ -75,17 +95,35 @@ def describe(footprint: Footprint, max_num_seqs: int) -> Iterator[str]:
     rows.append(("activations", show(footprint.activation_bytes), "of the largest step, estimated"))
     if footprint.device_bytes is not None:
         rows.insert(0, ("device", show(footprint.device_bytes), "of which cache.gpu_memory_utilization is used"))
+    if footprint.state_bytes:
+        rows.append(("states", show(footprint.state_bytes), f"{show(footprint.state_bytes // max_num_seqs)} for each row"))
     if footprint.kv_bytes_per_token:
         per_token = f"{footprint.num_blocks} blocks; {show(footprint.kv_bytes_per_token)} a token"
         rows.append(("KV pool", show(footprint.pool_bytes), per_token))
         rows.append(("tokens", f"{footprint.num_tokens:,}", f"context of {footprint.max_model_len:,}"))
         rows.append(("sequences", f"{footprint.num_sequences:,}", f"of full length; at most {max_num_seqs} run at once"))
-    if footprint.bandwidth and footprint.max_decode_rate:
-        ceiling = f"{footprint.max_decode_rate:,.1f} tok/s for one sequence at most: {show(footprint.step_bytes)} a token"
-        rows.append(("bandwidth", f"{footprint.bandwidth / 1e9:.1f} GB/s", ceiling))
+    rows += _bandwidth_rows(footprint)
     for name, value, note in rows:
         yield f"  {name:<14}{value:>14}  {note}".rstrip()
     yield f"  attention by {footprint.attention_backend}"
+
+
+def _bandwidth_rows(footprint: Footprint) -> Iterator[tuple[str, str, str]]:
+    """The roofline, and what of it will be reached."""
+    from llmd.engine.roofline import CONTEXT
+    from llmd.model.kv_tensors import show
+
+    if not footprint.bandwidth or not footprint.max_decode_rate:
+        return
+    ceiling = f"{footprint.max_decode_rate:,.1f} tok/s for one sequence at most: {show(footprint.step_bytes)} a token"
+    yield "bandwidth", f"{footprint.bandwidth / 1e9:.1f} GB/s", ceiling
+    if footprint.decode_limit:
+        kv = show(CONTEXT * footprint.kv_bytes_per_token)
+        yield "at a context", f"{CONTEXT:,}", f"{footprint.decode_limit:,.1f} tok/s at most: {kv} of KV on top"
+    if footprint.likely_decode_rate and footprint.decode_limit:
+        share = 100 * footprint.likely_decode_rate / footprint.decode_limit
+        note = f"estimated: {share:.0f} % of that, as was seen with weights of {footprint.weight_bits:.0f} bits"
+        yield "likely", f"{footprint.likely_decode_rate:,.1f} tok/s", note
 
 
 def check_fits(footprint: Footprint, wanted: int | None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -36,6 +36,10 @@ class StepCost:
     seconds: float = 0.0
     failures: int = 0
     is_slow: bool = False
+
+    def plain(self) -> dict[str, Any]:
+        """The numbers."""
+        return {"calls": self.calls, "seconds": self.seconds, "failures": self.failures, "is_slow": self.is_slow}
 
     def timed(self, call: Callable[..., T], *args: Any, **options: Any) -> T:
         """Call it and count; what it raises is named, counted and goes on."""
@@ -203,6 +207,15 @@ def _own_sampler(context: Any) -> Any:
     from llmd.model.sampler import TorchSampler
 
     return TorchSampler(context)
+
+
+def status_rows(catalog: Catalog) -> list[dict[str, Any]]:
+    """Each plugin's row, with what its objects cost in steps so far: "steps", by "family.name"."""
+    costs = list(catalog.step_costs.values())
+    return [
+        asdict(row) | {"steps": {cost.provides: cost.plain() for cost in costs if cost.plugin == row.name}}
+        for row in catalog.plugins
+    ]
 
 
 class CostCollector:

@@ -110,6 +110,7 @@ class _Row:
         self.token_ids = list(admit.token_ids)
         self.tables: list[list[int]] = [[] for _ in range(num_groups)]
         self.adapter: str | None = None  # the path of what lay in its slot when it came
+        self.state: bytes | None = None  # what a group of kind "state" keeps: the chain of all that was computed, in order
 
 
 class FakeDevice:
@@ -125,6 +126,13 @@ class FakeDevice:
         self.slots: dict[int, str] = {}  # slot -> path
         self.failing_requests: set[str] = set()
         self.masks: dict = {}  # by row, of the plan being computed
+        self.has_state = any(group.kind == "state" for group in info.kv_groups)
+
+    def fail(self, plan: StepPlan) -> None:
+        """A step that breaks off midway: what it told holds, the states of its rows are worth nothing any more."""
+        self.apply(plan)
+        for row in plan.rows:
+            self.rows[row].state = b"broken off"
 
     def apply(self, plan: StepPlan) -> None:
         """Release, admit and update the block tables."""
@@ -136,7 +144,7 @@ class FakeDevice:
             self.slots[load.slot] = self.adapters[load.adapter_id]
         for admit in plan.admitted:
             assert admit.row not in self.rows, "a row is given twice"
-            self.rows[admit.row] = _Row(admit, len(self.info.kv_groups))
+            self.rows[admit.row] = _Row(admit, self.info.num_block_tables)
             assert (admit.adapter is None) == (admit.adapter_slot is None)
             if admit.adapter_slot is not None:
                 self.rows[admit.row].adapter = self.slots[admit.adapter_slot]
@@ -170,6 +178,7 @@ class FakeDevice:
         slot = row.admit.adapter_slot
         assert slot is None or self.slots[slot] == row.adapter, "an adapter was taken from under a row"
         kv, chains = root_of(row.adapter), []
+        before = row.state or kv
         for position, token_id in enumerate(row.token_ids[: start + count]):
             kv = chain(kv, token_id)
             chains.append(kv)
@@ -179,6 +188,10 @@ class FakeDevice:
                     self.kv[key] = kv
                 else:
                     assert self.kv.get(key) == kv, f"wrong KV at position {position} of {row.admit.request_id}"
+            if self.has_state and position == start - 1:
+                assert before == kv, f"the state of {row.admit.request_id} is not that of position {position}"
+        assert not self.has_state or start or row.state is None, "a row with a state begins again"
+        row.state = kv
         self.num_computed += count
         params = row.admit.params
         if row.admit.request_id in self.failing_requests:
@@ -244,7 +257,7 @@ class FakeExecutor:
         await asyncio.sleep(self.step_s)
         self.num_outstanding -= 1
         if error is not None:
-            self.device.apply(plan)
+            self.device.fail(plan)
             raise error
         return self.device.run(plan, None if masks is None else await asyncio.wrap_future(masks))
 

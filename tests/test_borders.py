@@ -50,6 +50,7 @@ OURS = {
     "llmd.lifecycle": EVERYTHING,
     "llmd.crash": EVERYTHING,
     "llmd.plugin_guards": EVERYTHING,
+    "llmd.plugin_costs": {"llmd.errors"},
     "llmd.replay": EVERYTHING,
     "llmd.loading": EVERYTHING,
     "llmd.sites": EVERYTHING,
@@ -68,11 +69,13 @@ OURS = {
 }
 
 # beyond the table: the server describes its routes by specs and is handed the parts of a model; a request's constraint is
-# compiled where its text is known; what an attention backend is asked stands beside its protocol
+# compiled where its text is known; what an attention backend is asked stands beside its protocol; the roofline is one
+# formula for what is planned and for what is measured
 ALSO = {
     "llmd.text": {"llmd.engine.grammar"},
     "llmd.server": {"llmd.plugin.specs", "llmd.engine.executor", "llmd.engine.step", "llmd.engine.queue"},
     "llmd.plugin": {"llmd.model.attention"},
+    "llmd.model": {"llmd.engine.roofline"},
 }
 
 # package → what it may import of others, the standard library aside

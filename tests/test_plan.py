@@ -11,6 +11,8 @@ from llmd.cli import main_command
 from llmd.config import Config
 from llmd.daemon import build_service, load_catalog
 from llmd.errors import ConfigError, ModelError
+from llmd.model import footprint as footprint_module
+from llmd.model.memory_room import HostMemory
 from llmd.plan import parse_size, reckon_models
 
 SETTINGS = {"models": [{"dtype": "float32", "device": "cpu"}], "cache": {"kv_cache_bytes": 16 << 20}}
@@ -39,6 +41,13 @@ async def test_what_is_reckoned_is_taken(model):
     assert (footprint.weights_bytes, footprint.num_blocks) == (info.weights_bytes, info.num_blocks)
     assert footprint.max_model_len == info.max_model_len
     assert footprint.dtype == info.facts["dtype"]
+
+
+def test_a_model_larger_than_memory_is_told_with_the_arithmetic(monkeypatch):
+    monkeypatch.setattr(footprint_module, "host_memory", lambda: HostMemory(80 << 20, "of 2.00 GiB"))
+    monkeypatch.setattr(footprint_module, "promised_bytes", lambda: 0)
+    with pytest.raises(ModelError, match=r"does not fit into memory: weights .* = .*, and 80.00 MiB are free \(of 2.00 GiB"):
+        reckoned(cache={})
 
 
 def test_a_gpu_that_is_not_here():
@@ -72,12 +81,19 @@ def test_the_command(tmp_path):
     path.write_text('[[models]]\nmodel = "demo"\ndevice = "cpu"\n[cache]\nkv_cache_bytes = 16000000\n')
     done = CliRunner().invoke(main_command, ["plan", "--config", str(path)], catch_exceptions=False)
     assert done.exit_code == 0
-    for word in ("weights", "KV pool", "tokens", "sequences", "activations"):
+    for word in ("weights", "KV pool", "tokens", "sequences", "activations", "GB/s", "at a context", "likely", "estimated"):
         assert word in done.output
     done = CliRunner().invoke(main_command, ["plan", "--config", str(path), "--json", "--measure"], catch_exceptions=False)
     (row,) = json.loads(done.output)
     assert row["bandwidth"] > 0
     assert row["max_decode_rate"] == pytest.approx(row["bandwidth"] / row["step_bytes"])
+    read = row["step_bytes"] + 1024 * row["kv_bytes_per_token"]
+    assert row["decode_limit"] == pytest.approx(row["bandwidth"] / read)
+    assert row["likely_decode_rate"] == pytest.approx(0.8 * row["decode_limit"])
+    done = CliRunner().invoke(
+        main_command, ["plan", "--config", str(path), "--json", "--no-measure"], catch_exceptions=False
+    )
+    assert json.loads(done.output)[0]["bandwidth"] is None
     path.write_text('[[models]]\nmodel = "demo"\ndevice = "cpu"\nmax_model_len = 512\n[cache]\nkv_cache_bytes = 100000\n')
     with pytest.raises(ModelError, match="max_model_len 512 does not fit"):
         CliRunner().invoke(main_command, ["plan", "--config", str(path)], catch_exceptions=False)

@@ -11,7 +11,7 @@ from llmd.config import CacheConfig, ModelConfig, PluginsConfig, SchedulerConfig
 from llmd.daemon import model_parts
 from llmd.model.runner import Runner
 from llmd.plugin.catalog import build_catalog
-from llmd.plugin_guards import SLOW_S, CostCollector, StepCost
+from llmd.plugin_guards import SLOW_S, CostCollector, StepCost, status_rows
 
 ATTENTION = """
     from llmd.api.v1 import AttentionBackendSpec, hookimpl
@@ -93,6 +93,8 @@ def test_builtin_takes_over(family, source, wheels, llmd_tiny_model, caplog):
         assert spoken(runner) == expected
     cost = catalog.step_costs[f"{family}.weak"]
     assert cost.failures == 1
+    (steps,) = [row["steps"] for row in status_rows(catalog) if row["steps"]]
+    assert steps == {f"{family}.weak": cost.plain()}
     told = f"{family}.weak raised RuntimeError: no luck"
     assert catalog.manager.statuses["acme-weak.main"].reason == told
     assert caplog.text.count(f"plugin acme-weak.main: in a step {told}") == 1

@@ -18,7 +18,7 @@ import torch
 from llmd_kernels import native
 from llmd_kernels.fp8_linear import fp8_linear, quantize_weight
 from llmd_kernels.grouped_linear import grouped_linear, pack
-from llmd_kernels.int8_linear import int8_linear, quantize_channels
+from llmd_kernels.int8_linear import int8_linear, quantize
 from llmd_kernels.linear import linear
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -26,7 +26,7 @@ from results import report
 
 # [N, K] of the linears: a layer of a 0.5B Qwen2, and the widest of an 8B Llama
 SHAPES = {"0.5B": [(1152, 896), (896, 896), (9728, 896), (896, 4864)], "4096x14336": [(14336, 4096)]}
-ROWS = (1, 4, 16, 64, 256)
+ROWS = (1, 2, 4, 8, 16, 32, 64, 256, 1024)
 CACHE_BYTES = 48 << 20  # what the copies of one linear exceed together
 Product = Callable[[torch.Tensor], torch.Tensor]
 
@@ -37,8 +37,8 @@ def bf16(weight: torch.Tensor) -> Product:
 
 
 def int8(weight: torch.Tensor) -> Product:
-    quantized = quantize_channels(weight)
-    return lambda x: int8_linear(x, *quantized)
+    quantized = quantize(weight)
+    return lambda x: int8_linear(x, quantized)
 
 
 def grouped(bits: int, group_size: int) -> Callable[[torch.Tensor], Product]:

@@ -4,6 +4,7 @@
 #include <cstring>
 #include <omp.h>
 #include <type_traits>
+#include <utility>
 #ifdef __AVX512F__
 #include <immintrin.h>
 #endif
@@ -131,3 +132,48 @@ inline int& threads() {
 
 // Enough work to be worth waking other threads, in bytes touched.
 constexpr int64_t PARALLEL_BYTES = 1 << 16;
+
+// An op is a function that a whole team runs: it shares its work out with `#pragma omp for`, whose end is a barrier, and
+// what it declares outside belongs to each thread. Called alone it gets a team of its own, or one thread where `bytes` are
+// too few to wake others; within a replay (replay/cpu.cpp) the team that is at work already runs one op after another.
+template <class Body>
+static inline void team(int64_t bytes, Body body) {
+  if (omp_get_level() > 0) {
+    body();
+  } else if (bytes <= PARALLEL_BYTES || threads() == 1) {
+    body();
+  } else {
+#pragma omp parallel num_threads(threads())
+    body();
+  }
+}
+
+// A recorded argument, and the call of an op with recorded arguments.
+union Argument {
+  void* pointer;
+  int64_t integer;
+  double number;
+};
+
+template <class T>
+static inline T as(const Argument& a) {
+  if constexpr (std::is_pointer_v<T>)
+    return (T)a.pointer;
+  else if constexpr (std::is_floating_point_v<T>)
+    return (T)a.number;
+  else
+    return (T)a.integer;
+}
+
+template <class... T, size_t... I>
+static inline void call(void (*op)(T...), const Argument* arguments, std::index_sequence<I...>) {
+  op(as<T>(arguments[I])...);
+}
+template <class... T>
+static inline void call(void (*op)(T...), const Argument* arguments) {
+  call(op, arguments, std::index_sequence_for<T...>{});
+}
+
+// Every op that a replay may call says so after its definition.
+#define REPLAYABLE(op) \
+  EXPORT void op##_replay(const Argument* arguments) { call(op, arguments); }

@@ -106,7 +106,7 @@ class Engine:
     async def start(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
         """Load the model and begin to serve."""
         self.info = await self.executor.start(report)
-        num_groups = len(self.info.kv_groups)
+        num_groups = self.info.num_block_tables
         capacity = self.info.num_blocks // max(num_groups, 1) * self.info.block_size
         if num_groups and capacity < self.info.max_model_len:
             raise ConfigError(

@@ -22,11 +22,16 @@ class LoadProgress(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KVGroup:
-    """Layers that share a block table and the rules for hits and freeing."""
+    """Layers that share the rules for hits and freeing: "full" ones a block table, those of kind "state" none.
+
+    A state is what a row keeps between steps whatever its length. It is known at the row's last computed token only, so a
+    model with such a group can neither begin behind a cached prefix nor go back: what is undone begins again at position 0.
+    """
 
     name: str = "full"
-    kind: str = "full"  # "full"; other kinds arrive with the architectures that need them
-    num_layers: int = 0
+    kind: str = "full"  # or "state"
+    num_layers: int = 0  # of a "state" group: tensors
+    row_bytes: int = 0  # of a "state" group: what each row keeps
 
 
 class AdapterFacts(NamedTuple):
@@ -59,6 +64,11 @@ class ExecutorInfo:
     max_loras: int = 0  # adapter slots on the device; 0: adapters are not served
     max_cpu_loras: int = 0  # adapters that host memory may hold for them
     facts: dict[str, Any] = field(default_factory=dict)  # for the start log and `llmd status` only
+
+    @property
+    def num_block_tables(self) -> int:
+        """Block tables of a row: one a KV group that has blocks."""
+        return sum(group.kind != "state" for group in self.kv_groups)
 
 
 class Executor(Protocol):

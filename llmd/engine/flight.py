@@ -121,7 +121,7 @@ class FlightRecorder:
             "time": time.time(),
             **facts,
             "with_tokens": self.with_tokens,
-            "info": {**{name: getattr(info, name) for name in _INFO}, "num_kv_groups": len(info.kv_groups)},
+            "info": {**{name: getattr(info, name) for name in _INFO}, "num_kv_groups": info.num_block_tables},
             "rows": [_plain_row(row, self.with_tokens) for row in self._rows.values()],
             "steps": [_plain_step(step, self.with_tokens) for step in self._steps],
             "threads": thread_stacks(),

@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+import logging
+
 from llmd.engine.blocks import BlockPool
 from llmd.engine.executor import KVGroup
 from llmd.engine.prefix_cache import extend_hashes
 from llmd.engine.sequence import Sequence
 from llmd.errors import ConfigError
 
+log = logging.getLogger(__name__)
+
 
 class KVCacheManager:
     """One pool of equal blocks, one block table a KV group and sequence.
 
-    Every group kind served here keeps all of a sequence's blocks ("full"); a kind with other rules for hits and freeing
-    is refused at start, never treated as full.
+    A group that is "full" keeps all of a sequence's blocks, a "state" lies in the sequence's row and has none; a kind with
+    other rules for hits and freeing is refused at start, never treated as full. Where there is a state, nothing is found
+    again: blocks at the end of a prefix are of no use without the state that the row had there.
     """
 
     def __init__(
         self, num_blocks: int, block_size: int, groups: tuple[KVGroup, ...], *, enable_prefix_caching: bool
     ) -> None:
         for group in groups:
-            if group.kind != "full":
-                raise ConfigError(f"KV group {group.name!r} is of kind {group.kind!r}; this version serves 'full'")
+            if group.kind not in ("full", "state"):
+                raise ConfigError(
+                    f"KV group {group.name!r} is of kind {group.kind!r}; this version serves 'full' and 'state'"
+                )
         self.pool = BlockPool(num_blocks)
         self.block_size = block_size
-        self.num_groups = len(groups)
+        self.num_groups = sum(group.kind == "full" for group in groups)
+        self.has_state = self.num_groups < len(groups)
+        if self.has_state and enable_prefix_caching:
+            log.info("prefix caching is off: this model's rows have a state, which no block of a prefix holds")
         self.enable_prefix_caching = enable_prefix_caching
         self.num_queried_tokens = 0
         self.num_hit_tokens = 0
@@ -40,7 +50,7 @@ class KVCacheManager:
         """
         if not self.num_groups:
             return True
-        hits = self._hits(sequence) if use_cache else []
+        hits = self._hits(sequence) if use_cache and not self.has_state else []
         num_hits = len(hits[0]) if hits else 0
         pool = self.pool
         num_new = self.blocks_for(len(sequence.token_ids)) - num_hits * self.num_groups
@@ -87,6 +97,9 @@ class KVCacheManager:
         num_full = num_computed_tokens // self.block_size
         first = sequence.num_registered_blocks
         if num_full <= first:
+            return
+        if self.has_state:
+            sequence.num_registered_blocks = num_full  # none is, and nobody asks again before the next block
             return
         hashes = extend_hashes(sequence, self.block_size, num_full, shared=self.enable_prefix_caching)
         for group, table in enumerate(sequence.block_ids):

@@ -68,7 +68,7 @@ class Ledger:
         for index in range(request.num_sequences):
             sequence = Sequence(request, index, next(self._seq_ids), seed + index, self.info.max_model_len)
             sequence.order = (request.priority if self._with_priority else 0, sequence.seq_id)
-            sequence.leader = sequences[0] if sequences else None
+            sequence.leader = sequences[0] if sequences and not self.kv_cache.has_state else None
             if request.adapter is not None:
                 self._add_to_adapter(request.adapter, sequence)
             sequences.append(sequence)

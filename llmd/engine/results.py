@@ -82,6 +82,8 @@ class Results(Ledger):
         forced, reason = _until_end(sequence, matcher.forced())
         if not forced or not matcher.accept(forced):
             return []
+        if self.kv_cache.has_state and sequence.num_computed_tokens > first:
+            self._preempt(sequence)  # steps in flight bring its state beyond the tokens that stand
         sequence.num_stale += sequence.num_tokens - first
         sequence.num_computed_tokens = min(sequence.num_computed_tokens, first)
         sequence.token_ids.extend(forced)

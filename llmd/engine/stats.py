@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
+from llmd.engine.executor import ExecutorInfo
 from llmd.engine.ledger import Step
+from llmd.engine.roofline import read_bytes, utilization
 from llmd.engine.scheduler import Scheduler
 from llmd.engine.step import NONFINITE, SequenceDelta, StepResult
 
 _RATE_S = 5.0  # over which the prefill rate is smoothed
 _STEP_SHARE = 0.2  # of the last step in the smoothed time of one
+_NUM_RECENT = 64  # decode steps by which the use of the memory is told
 _NUM_STEP_SIZES = 18  # powers of two, the last one for all that is larger
 
 
@@ -44,6 +48,8 @@ class EngineStats:
     num_context_tokens: int = 0  # positions of KV that steps read, added up over their rows
     num_nonfinite: int = 0  # sequences that ended because their logits or hidden states were not finite
     num_out_of_memory: int = 0  # steps that found no memory and were computed again
+    read_bytes: float = 0.0  # weights and KV that steps had to read
+    memory_utilization: float | None = None  # share of the memory bandwidth of the last decode steps, where it is known
 
 
 class Counters:
@@ -59,6 +65,7 @@ class Counters:
         self._num_step_tokens = self._num_context_tokens = self._num_nonfinite = 0
         self._step_sizes = [0] * _NUM_STEP_SIZES
         self._forward_s = 0.0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=_NUM_RECENT)  # decode steps: positions read, seconds
 
     def count(self, step: Step, result: StepResult, deltas: Seq[SequenceDelta], *, has_waiting: bool) -> None:
         """A step was committed."""
@@ -69,7 +76,10 @@ class Counters:
         self._forward_s += result.forward_s
         self._step_sizes[min((num_tokens - 1).bit_length(), _NUM_STEP_SIZES - 1)] += 1
         self._num_step_tokens += num_tokens
-        self._num_context_tokens += sum(step.plan.starts) + num_tokens
+        num_context_tokens = sum(step.plan.starts) + num_tokens
+        self._num_context_tokens += num_context_tokens
+        if step.num_decodes == num_tokens:
+            self._recent.append((num_context_tokens, result.forward_s))
         if result.errors:
             self._num_nonfinite += sum(delta.error in NONFINITE for delta in deltas)
 
@@ -85,6 +95,7 @@ class Counters:
 
     def read(self, scheduler: Scheduler | None, *, num_waiting: int, num_out_of_memory: int) -> EngineStats:
         """All of it; without a scheduler, which comes with the model, its share is zeros."""
+        info = scheduler.info if scheduler else None
         pool = scheduler.kv_cache.pool if scheduler else None
         num_blocks = pool.num_blocks if pool else 0
         num_free = pool.num_free if pool else 0
@@ -114,4 +125,11 @@ class Counters:
             num_context_tokens=self._num_context_tokens,
             num_nonfinite=self._num_nonfinite,
             num_out_of_memory=num_out_of_memory,
+            read_bytes=read_bytes(info, self._num_steps, self._num_context_tokens) if info else 0.0,
+            memory_utilization=self._utilization(info) if info else None,
         )
+
+    def _utilization(self, info: ExecutorInfo) -> float | None:
+        """Of the last decode steps; prompts are computed at the speed of arithmetic, not of memory."""
+        seconds = sum(forward_s for _, forward_s in self._recent)
+        return utilization(info, len(self._recent), sum(tokens for tokens, _ in self._recent), seconds)

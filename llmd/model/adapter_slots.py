@@ -58,9 +58,12 @@ class PackedAdapter:
 class StepRows:
     """Which slot each row of the layers' input uses in the step at hand; shared by all layers of a model."""
 
-    def __init__(self, num_slots: int, device: torch.device) -> None:
+    def __init__(self, num_slots: int, device: torch.device, max_rows: int = 0) -> None:
         self.num_slots = num_slots
         self.device = device
+        # Up to `max_rows` rows are told in the same place every time: recorded steps look there.
+        self._tokens = torch.zeros(max_rows, dtype=torch.int32, device=device)
+        self._starts = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
         self.rows: LoraRows | None = None  # None: no row uses any
         self._num_rows = 0
         self._slots: Tensor | None = None
@@ -72,7 +75,12 @@ class StepRows:
         self._num_rows = len(slots)
         if (slots >= 0).any():
             self._slots = torch.from_numpy(slots.astype(np.int64))
-            self.rows = rows_of_slots(self._slots, self.num_slots, self.device)
+            rows = rows_of_slots(self._slots, self.num_slots, self.device)
+            self.rows = self._in_place(rows, len(slots)) if len(slots) <= len(self._tokens) else rows
+
+    def _in_place(self, rows: LoraRows, num_rows: int) -> LoraRows:
+        self._tokens[: len(rows.tokens)].copy_(rows.tokens)
+        return LoraRows(self._tokens[:num_rows], self._starts.copy_(rows.starts), rows.spans)
 
     def use_one(self, slot: int) -> None:
         """All rows of what comes, however many, use one slot."""
@@ -175,10 +183,11 @@ class AdapterTable:
         chosen = [(name, layer) for name, layer in module.named_modules() if _is_offered(name, layer, targets)]
         if not chosen:
             raise ModelError(f"lora_target_modules: this model has no modules for adapters named {', '.join(targets)}")
-        self.step = StepRows(num_slots, chosen[0][1].device)
+        self.step = StepRows(num_slots, chosen[0][1].device, max_rows)
         for name, layer in chosen:
             self._add_layer(name, layer, targets)
         self._host: dict[int, PackedAdapter] = {}
+        self._num_fills = 0
         self._row_slots = np.full(max_rows, -1, dtype=np.int32)
 
     def _add_layer(self, name: str, layer: Linear | Embedding | LMHead, targets: Sequence[str]) -> None:
@@ -209,10 +218,16 @@ class AdapterTable:
         packed = self._host.get(adapter_id)
         if packed is None or not 0 <= slot < self.num_slots:
             raise StepFailed(f"adapter {adapter_id} cannot be put into slot {slot}: it is not loaded")
+        self._num_fills += 1
         for name, layer in self.layers.items():
             layer.fill(slot, packed.layers.get(name))
 
     # --- rows
+
+    @property
+    def variant(self) -> int:
+        """0 where no line of the layers' next input uses an adapter; else a number that changes with what the slots hold."""
+        return 0 if self.step.rows is None else self._num_fills
 
     def admit(self, row: int, slot: int | None) -> None:
         """The sequence in this row uses a slot, or none."""
@@ -235,7 +250,7 @@ class AdapterTable:
 class NoAdapters:
     """Stands for the table where adapters are not served: rows have none."""
 
-    num_slots = num_bytes = 0
+    num_slots = num_bytes = variant = 0
 
     def keep(self, adapter_id: int, packed: PackedAdapter) -> None:
         """There is no place for it."""

@@ -4,21 +4,24 @@ loop thread      start ─► submit(plan) ─► asyncio future ◄────
 executor thread           queue ─► runner.launch ─► (next launch) ─► pending.result ─┘
 """
 
+# ruff: noqa: E402 - import_torch goes before whatever else imports torch
+
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-# Read when torch loads its OpenMP runtime: threads that spin for long starve whatever shares the cores with them.
-os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+from llmd.model.torch_import import import_torch
+
+import_torch()
 
 import torch
 
@@ -26,17 +29,21 @@ from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.engine.executor import AdapterFacts, ExecutorInfo, LoadProgress
 from llmd.engine.step import StepPlan, StepResult
 from llmd.errors import EngineFailure, LlmdError, StepFailed, StepOutOfMemory
-from llmd.model.loader import ModelParts
+from llmd.model.bandwidth import ReadProbe, tell_roofline
+from llmd.model.cpu_threads import Threads, cache_bytes, choose_threads
+from llmd.model.cpu_threads import num_threads as num_threads
+from llmd.model.loader import ModelParts, select_device
 from llmd.model.moves import Moves
 from llmd.model.runner import PendingStep, Runner
 from llmd_kernels import native
+from llmd_kernels.machine import pin_threads
 
 if TYPE_CHECKING:
     from llmd.engine.grammar import Bitmask
 
 log = logging.getLogger("llmd.model")
 
-
+_IDLE_S = 0.5  # without work, before anything is done that can wait
 _SMALL_MODEL_BYTES = 32 << 20  # the demo model's steps take 1.4 to 2 times as long on two threads as on one
 _NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")  # torch on a CPU
 
@@ -67,6 +74,7 @@ class ThreadExecutor:
     def __init__(
         self, model_config: ModelConfig, cache: CacheConfig, scheduler: SchedulerConfig, path: Path, parts: ModelParts
     ) -> None:
+        self._config = model_config
         self._runner = Runner(model_config, cache, scheduler, path, parts)
         self._jobs: queue.SimpleQueue[_Job | _Stop] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -76,6 +84,8 @@ class ThreadExecutor:
         self._in_hand: list[_Job] = []  # taken from the queue and not answered
         self._reader = ThreadPoolExecutor(1, "llmd-adapters", _prepare_reader)  # its thread starts with the first adapter
         self._moves = Moves(lambda: self._runner.num_layers_done)
+        self._idle: deque[Callable[[], bool]] = deque()  # what can wait, a few milliseconds at a time: True once it is done
+        self._busy_s = 0.0  # when the last step ended, or loading
 
     # --- the loop thread's side
 
@@ -150,7 +160,6 @@ class ThreadExecutor:
 
     def _run(self) -> None:
         try:
-            self._prepare_thread()
             self._work()
         except BaseException as error:  # noqa: BLE001 - whatever ends this thread, those who wait must hear of it
             self._fail(EngineFailure(f"the executor thread ended: {error!r}"))
@@ -158,18 +167,46 @@ class ThreadExecutor:
             self._refuse_rest()
             self._runner.close()
 
-    def _prepare_thread(self) -> None:
-        torch.set_num_threads(num_threads())
-
     def _load(self, report: Callable[[LoadProgress], None]) -> ExecutorInfo:
+        threads = choose_threads(self._config.cpu_threads, self._config.cpu_affinity)
+        torch.set_num_threads(threads.count)
+        if select_device(self._config.device).type != "cpu":
+            info = self._runner.load(report)
+            native.set_num_threads(threads.count)
+            return info
+        threads.confine()  # before this thread has a team
         info = self._runner.load(report)
         is_small = info.weights_bytes < _SMALL_MODEL_BYTES  # meeting at barriers takes longer than the work between them
-        count = 1 if is_small and info.device == "cpu" else num_threads()
-        torch.set_num_threads(count)
-        native.set_num_threads(count)
-        if info.device == "cpu":
-            self._moves.follow_this_thread()
+        if is_small and self._config.cpu_threads is None:
+            threads = Threads(1, why="the model is small")
+        self._moves.follow_this_thread()
+        self._settle(threads, info)
         return info
+
+    def _settle(self, threads: Threads, info: ExecutorInfo) -> None:
+        """All threads are there: each to its place. What its memory can do is measured once there is nothing to do."""
+        torch.set_num_threads(threads.count)
+        native.set_num_threads(threads.count)
+        if threads.is_pinned:
+            pin_threads(threads.cpus)
+        log.info("CPU: %s", threads)
+        info.facts["cpu_threads"] = threads.count
+        if info.weights_bytes > max(_SMALL_MODEL_BYTES, cache_bytes()):
+            self._idle.append(self._measure(info, threads.count))
+            self._busy_s = time.monotonic()
+
+    def _measure(self, info: ExecutorInfo, num_threads: int) -> Callable[[], bool]:
+        """Measure the bandwidth, a slice at each call; what came of it is told on the loop, which owns the facts."""
+        probe = ReadProbe()
+
+        def advance() -> bool:
+            if not probe.advance():
+                return False
+            if self._loop is not None and probe.bandwidth is not None:
+                _call_soon(self._loop, tell_roofline, info, probe.bandwidth, num_threads)
+            return True
+
+        return advance
 
     def _work(self) -> None:
         """Launch steps in order. While one is on a GPU, the next is launched before its result is waited for."""
@@ -189,14 +226,19 @@ class ThreadExecutor:
         self._finish(launched)
 
     def _next(self, *, wait: bool) -> _Job | _Stop | None:
-        """The next job; None when there is none yet and a result could be waited for meanwhile."""
+        """The next job; None when there is none yet and a result could be waited for, or idle work was done meanwhile."""
         try:
-            job = self._jobs.get(block=wait)
+            job = self._jobs.get(block=wait, timeout=self._until_idle_s() if wait and self._idle else None)
         except queue.Empty:
+            if wait and self._idle[0]():
+                self._idle.popleft()
             return None
         if isinstance(job, _Job):
             self._in_hand.append(job)
         return job
+
+    def _until_idle_s(self) -> float:
+        return max(0.0, self._busy_s + _IDLE_S - time.monotonic())
 
     def _call(self, job: _Job) -> None:
         assert job.call is not None
@@ -221,6 +263,7 @@ class ThreadExecutor:
     def _finish(self, launched: _Launched | None) -> None:
         if launched is None:
             return
+        self._busy_s = time.monotonic()
         try:
             result = launched.pending.result()
         except Exception as error:  # noqa: BLE001 - as in _launch
@@ -268,26 +311,6 @@ class ThreadExecutor:
 def _prepare_reader() -> None:
     """One core for reading adapters: the others go on with the steps."""
     torch.set_num_threads(1)
-
-
-def num_threads() -> int:
-    """Cores for torch: those that this process may use, less one for the loop where there are more than two."""
-    value = os.environ.get("OMP_NUM_THREADS", "")
-    if value.isdecimal() and int(value) > 0:
-        return int(value)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if (quota := _cgroup_cores()) is not None:
-        cores = min(cores, quota)
-    return cores - 1 if cores > 2 else cores
-
-
-def _cgroup_cores() -> int | None:
-    """The container's CPU quota in whole cores, at least one."""
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text(encoding="ascii").split()
-    except (OSError, ValueError):
-        return None
-    return max(1, int(quota) // int(period)) if quota.isdecimal() else None
 
 
 def is_device_lost(error: BaseException) -> bool:

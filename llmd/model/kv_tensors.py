@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-import os
+import weakref
 from typing import NamedTuple
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from llmd.config import CacheConfig
 from llmd.errors import ModelError
 from llmd.model.batch import zeros
+from llmd.model.memory_room import free_memory
+from llmd.model.memory_room import show as show
 from llmd_kernels.quantized_kv import LIMITS, LayerKV, half_bytes, view_quantized
 
 log = logging.getLogger("llmd.model")
@@ -26,6 +28,9 @@ _DTYPES = {
     "float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16, "int8": torch.int8,
     "fp8": torch.float8_e4m3fn,
 }  # fmt: skip
+
+
+_host_pools: weakref.WeakSet[KVTensors] = weakref.WeakSet()
 
 
 class KVTensors:
@@ -44,6 +49,8 @@ class KVTensors:
         self.layers: tuple[LayerKV, ...] = ()
         self.pool: Tensor | None = None
         self.refill()
+        if device.type == "cpu":
+            _host_pools.add(self)
 
     @property
     def is_quantized(self) -> bool:
@@ -92,8 +99,13 @@ def block_bytes(num_layers: int, kv_shape: tuple[int, ...], dtype: torch.dtype) 
     return num_layers * 2 * half_bytes(kv_shape)
 
 
+def promised_bytes() -> int:
+    """Host memory that this process's KV pools have, whether blocks were used already or not."""
+    return sum(kv.num_bytes for kv in _host_pools if kv.pool is not None)
+
+
 def pool_bytes(cache: CacheConfig, device: torch.device, used_bytes: int = 0) -> int:
-    """How many bytes the KV pool may have. `used_bytes`: weights and activations on a GPU, measured."""
+    """How many bytes the KV pool may have. `used_bytes`: what weights and activations take, on a GPU measured."""
     if cache.kv_cache_bytes is not None:
         return cache.kv_cache_bytes
     if device.type == "cuda":
@@ -105,7 +117,8 @@ def pool_bytes(cache: CacheConfig, device: torch.device, used_bytes: int = 0) ->
                 f"activations take {show(used_bytes)} of {show(total)}"
             )
         return room
-    return min(free_memory() // 4, _CPU_DEFAULT_MAX_BYTES)
+    free = max(0, free_memory() - promised_bytes())
+    return max(0, min(free // 4, free - used_bytes, _CPU_DEFAULT_MAX_BYTES))
 
 
 def size_pool(num_bytes: int, block_bytes: int, block_size: int, context_length: int, wanted: int | None) -> Sizes:
@@ -131,35 +144,3 @@ def no_pool(context_length: int, wanted: int | None) -> Sizes:
     if wanted is not None and wanted > context_length:
         raise ModelError(f"max_model_len {wanted} is beyond the model's context of {context_length} tokens")
     return Sizes(0, wanted or context_length)
-
-
-def free_memory() -> int:
-    """Bytes of host memory that are free for use, a container's limit included."""
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            for line in file:
-                if line.startswith("MemAvailable:"):
-                    free = int(line.split()[1]) * 1024
-    except OSError:
-        log.debug("no /proc/meminfo, taking the free pages")
-    limit = _read_int("/sys/fs/cgroup/memory.max")
-    used = _read_int("/sys/fs/cgroup/memory.current")
-    return free if limit is None or used is None else max(0, min(free, limit - used))
-
-
-def _read_int(path: str) -> int | None:
-    try:
-        with open(path, encoding="ascii") as file:
-            text = file.read().strip()
-    except OSError:
-        return None
-    return int(text) if text.isdecimal() else None
-
-
-def show(num_bytes: int) -> str:
-    """Bytes for people."""
-    for unit, size in (("GiB", 1 << 30), ("MiB", 1 << 20)):
-        if num_bytes >= size:
-            return f"{num_bytes / size:.2f} {unit}"
-    return f"{num_bytes / 1024:.2f} KiB"

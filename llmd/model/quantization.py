@@ -20,6 +20,10 @@ class QuantMethod(Protocol):
     """Owns the parameters of the linears that it is given.
 
     A method that can also give a weight back, [out, in] in any float dtype, has a `dense_weight(layer)`: DoRA needs it.
+    One whose `finish_weights` takes time has `packed_facts(layer)` → a dict of what JSON can say of the packed weight, and
+    `restore_weights(layer, facts)`, called instead of `finish_weights` at a later start: the
+    parameters and buffers that it left are back, and so are the facts. One that computes with what was loaded says
+    `keeps_weights = True`.
     """
 
     def create_weights(self, layer: Linear) -> None:
@@ -68,6 +72,8 @@ class Quantization(Protocol):
 
 class Unquantized:
     """The weight as it is."""
+
+    keeps_weights = True
 
     def create_weights(self, layer: Linear) -> None:
         """weight [out, in] and, where there is one, bias [out]."""

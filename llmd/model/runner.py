@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -28,13 +28,16 @@ from llmd.model.adapter_slots import AdapterTable, NoAdapters, PackedAdapter
 from llmd.model.adapters import read_adapter
 from llmd.model.bandwidth import memory_bandwidth
 from llmd.model.batch import Batch, RowArrays
-from llmd.model.kv_tensors import KVTensors, block_bytes, kv_dtype, no_pool, pool_bytes, show, size_pool
-from llmd.model.loader import ModelParts, load_model, plan_model
+from llmd.model.footprint import reserve_host, step_bytes, weight_bits
+from llmd.model.graphs import DecodeGraphs, capture_for
+from llmd.model.kv_tensors import KVTensors, Sizes, block_bytes, kv_dtype, no_pool, pool_bytes, show, size_pool
+from llmd.model.loader import Blueprint, ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
 from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
 from llmd.model.pooler import Head, Pooler
 from llmd.model.sampler import PendingTokens, Sampler, SamplerContext
 from llmd.model.sentence import read_tail
+from llmd.model.states import StateTensors, room_beside, row_bytes, without_blocks
 
 if TYPE_CHECKING:
     from llmd.engine.grammar import Bitmask
@@ -113,16 +116,10 @@ class Runner:
         if blueprint.config.rope.kind == "dynamic" and wanted is not None:
             context = max(context, wanted)  # stretched as far as it is told to
         self._dtype = kv_dtype(self._cache.kv_cache_dtype, blueprint.dtype)
-        sizes = no_pool(context, wanted) if blueprint.is_encoder else None
-        if sizes is None and (blueprint.device.type == "cpu" or self._cache.kv_cache_bytes is not None):
-            # Known before the weights: a context that does not fit is told at once.
-            sizes = size_pool(
-                pool_bytes(self._cache, blueprint.device),
-                self._block_bytes(blueprint),
-                self._cache.block_size,
-                context,
-                wanted,
-            )
+        used = 0
+        if blueprint.device.type == "cpu":
+            used = reserve_host(self._config, self._cache, self._scheduler, self._path, self._parts, blueprint)
+        sizes = self._sizes_without_weights(blueprint, context, wanted, used)
         self._model = load_model(
             self._config,
             self._path,
@@ -151,6 +148,20 @@ class Runner:
         report(LoadProgress("ready", 1.0))
         return self._info(time.perf_counter() - started_s)
 
+    def _sizes_without_weights(self, blueprint: Blueprint, context: int, wanted: int | None, used: int) -> Sizes | None:
+        """Known before the weights, where nothing need be measured: a context that does not fit is told at once."""
+        if blueprint.is_encoder:
+            return no_pool(context, wanted)
+        room, num_rows = None, self._scheduler.max_num_seqs
+        if blueprint.device.type == "cpu" or self._cache.kv_cache_bytes is not None:
+            room = room_beside(pool_bytes(self._cache, blueprint.device, used), blueprint.states, num_rows)
+        if not blueprint.num_kv_layers:
+            self._cache, sizes = without_blocks(self._cache, no_pool(context, wanted), num_rows)
+            return sizes
+        if room is None:
+            return None
+        return size_pool(room, self._block_bytes(blueprint), self._cache.block_size, context, wanted)
+
     def _make_adapter_slots(self) -> AdapterTable | NoAdapters:
         """Room for adapters beside the layers, where the configuration wants it: taken before the KV pool is sized."""
         wanted = self._parts.adapters
@@ -175,10 +186,10 @@ class Runner:
                 for layer in part:
                     layer.register_forward_pre_hook(count)
 
-    def _block_bytes(self, blueprint: Any) -> int:
+    def _block_bytes(self, blueprint: Blueprint) -> int:
         config = blueprint.config
         shape = blueprint.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
-        return block_bytes(config.num_layers, shape, self._dtype)
+        return block_bytes(blueprint.num_kv_layers, shape, self._dtype)
 
     def _allocate(self, num_blocks: int, max_model_len: int) -> None:
         """Rows, pool and what reads them."""
@@ -190,11 +201,13 @@ class Runner:
         if not self._model.is_encoder:
             num_groups = 1
             shape = self._model.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
-        self.kv = KVTensors(num_blocks, config.num_layers, shape, self._dtype, self.device)
+        self.kv = KVTensors(num_blocks, self._model.num_kv_layers, shape, self._dtype, self.device)
+        self.states = StateTensors(self._model.states, max_rows, self.device)
         with_types = getattr(module, "num_token_types", 1) > 1
         self.rows = RowArrays(
             max_rows, max_model_len, self._cache.block_size, num_groups, self.device, with_token_types=with_types
         )
+        self._graphs = self._make_graphs(max_model_len)
         self._sampler = self._build_sampler(max_rows, max_model_len)
         self._scorer = PromptScorer(self.logits)
         head = Head(module.classify, config.label_activation) if hasattr(module, "classify") else None
@@ -202,6 +215,14 @@ class Runner:
         self._errors = RowErrors()
         self._params: dict[int, SamplingParams | PoolingParams] = {}
         self._num_prompt_tokens: dict[int, int] = {}
+
+    def _make_graphs(self, max_model_len: int) -> DecodeGraphs:
+        may_record = self._can_generate and not self._config.enforce_eager
+        return DecodeGraphs(
+            lambda batch: self.logits(self.forward(batch)),
+            capture_for(self.device) if may_record else None,
+            max_model_len,
+        )
 
     def _build_sampler(self, max_rows: int, max_model_len: int) -> Sampler:
         vocab_size = self._model.config.vocab_size
@@ -224,6 +245,7 @@ class Runner:
         self._allocate(self._num_profile_blocks(), max_model_len)
         self._warm_up()
         self.kv.release()
+        self.states.release()
         torch.cuda.synchronize(self.device)
         peak = torch.cuda.max_memory_allocated(self.device)
         torch.cuda.empty_cache()
@@ -277,7 +299,7 @@ class Runner:
             max_num_seqs=self._scheduler.max_num_seqs,
             max_model_len=self.max_model_len,
             vocab_size=model.config.vocab_size,
-            kv_groups=() if model.is_encoder else (KVGroup(num_layers=model.config.num_layers),),
+            kv_groups=self._kv_groups(),
             needs_whole_prompts=model.is_encoder,
             can_generate=self._can_generate,
             pooling=getattr(model.module, "pooling", "last"),
@@ -295,10 +317,21 @@ class Runner:
                 "kv_cache_dtype": str(self.kv.dtype).removeprefix("torch."),
                 "quantization": model.quantization,
                 "load_s": elapsed_s,
+                "step_bytes": step_bytes(model.module),
+                "weight_bits": weight_bits(model.module),
                 "adapter_slots_bytes": self._adapters.num_bytes,
                 "memory_bandwidth": memory_bandwidth(self.device) if self.device.type == "cuda" else None,
             },
         )
+
+    def _kv_groups(self) -> tuple[KVGroup, ...]:
+        model = self._model
+        if model.is_encoder:
+            return ()
+        blocks = KVGroup(num_layers=model.num_kv_layers)
+        if not model.states:
+            return (blocks,)
+        return blocks, KVGroup(name="state", kind="state", num_layers=len(model.states), row_bytes=row_bytes(model.states))
 
     # --- steps
 
@@ -321,6 +354,10 @@ class Runner:
             return PendingStep(plan, started_s)
         batch = self.rows.batch(plan)
         self._adapters.use_tokens(plan.rows, plan.counts)
+        if self._graphs.take(plan, batch, variant := self._adapters.variant):
+            drawn = self._draw(plan, batch, self._graphs.run(batch, variant), range(batch.num_rows), masks)
+            self.num_layers_done += self._model.config.num_layers
+            return PendingStep(plan, started_s, drawn, errors=self._errors.of(plan.rows))
         hidden = self.forward(batch)
         tokens = self._sample(plan, batch, hidden, masks)
         self._score_prompts(plan, batch, hidden)
@@ -336,7 +373,8 @@ class Runner:
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states [T, hidden_size] of a batch."""
-        batch = replace(batch, kv=self.kv.layers, attention=self._model.backend.prepare(batch))
+        attention = self._model.backend.prepare(batch)
+        batch = replace(batch, kv=self.kv.layers, attention=attention, states=self.states.tensors)
         return self._model.module(batch)
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -377,6 +415,7 @@ class Runner:
         self._params[admit.row] = admit.params
         self._num_prompt_tokens[admit.row] = admit.num_prompt_tokens
         self.rows.admit(admit.row, ids, admit.token_types)
+        self.states.begin(admit.row)
         self._pooler.admit(admit.row)
         try:
             self._sampler.admit(admit)
@@ -386,18 +425,23 @@ class Runner:
             self._sampler.admit(_plain(admit))
 
     def _sample(self, plan: StepPlan, batch: Batch, hidden: Tensor, masks: Future[Bitmask] | None) -> PendingTokens | None:
-        """Draw a token for each row that samples, and write it where the next step reads it."""
+        """Draw a token for each row that samples."""
         chosen = [index for index, samples in enumerate(plan.samples) if samples]
         if not chosen:
             return None
-        if len(chosen) == batch.num_rows == batch.num_tokens:
-            last, rows, num_tokens = hidden, batch.rows, batch.seq_lens.long()
-        else:
-            index = torch.from_numpy(np.asarray(chosen)).to(self.device, non_blocking=True)
-            last = hidden[batch.query_start[1:][index].long() - 1]
-            rows, num_tokens = batch.rows[index], batch.seq_lens[index].long()
+        if not len(chosen) == batch.num_rows == batch.num_tokens:
+            hidden = hidden[batch.query_start[1:][self._index(chosen)].long() - 1]
         self._adapters.use_rows([plan.rows[index] for index in chosen])
-        logits = self.logits(last)
+        return self._draw(plan, batch, self.logits(hidden), chosen, masks)
+
+    def _draw(
+        self, plan: StepPlan, batch: Batch, logits: Tensor, chosen: Sequence[int], masks: Future[Bitmask] | None
+    ) -> PendingTokens:
+        """A token for each chosen row, from its line of the logits; it is written where the next step reads it."""
+        rows, num_tokens = batch.rows, batch.seq_lens.long()
+        if len(chosen) < batch.num_rows:
+            index = self._index(chosen)
+            rows, num_tokens = rows[index], num_tokens[index]
         if masks is not None and plan.masked:
             places = [chosen.index(index) for index in plan.masked]
             logits = mask_logits(logits, places, masks.result())
@@ -411,6 +455,9 @@ class Runner:
         )
         self.rows.append(rows, num_tokens, sampled.token_ids)
         return sampled.to_host()
+
+    def _index(self, places: Sequence[int]) -> Tensor:
+        return torch.from_numpy(np.asarray(places)).to(self.device, non_blocking=True)
 
     def _score_prompts(self, plan: StepPlan, batch: Batch, hidden: Tensor) -> None:
         """Log-probabilities of prompt tokens, from the logits one position before each."""
@@ -460,16 +507,19 @@ class Runner:
 
     def release_kv(self) -> None:
         """Give the KV pool's memory back; every cached block is lost."""
+        self._graphs.clear()
         self.kv.release()
+        self.states.release()
 
     def refill_kv(self) -> None:
         """Take the KV pool's memory again."""
         self.kv.refill()
+        self.states.refill()
 
     def close(self) -> None:
         """Drop every tensor."""
         self.__dict__.pop("_model", None)
-        for name in ("kv", "rows", "_adapters", "_sampler", "_scorer", "_pooler", "_tail"):
+        for name in ("kv", "states", "rows", "_graphs", "_adapters", "_sampler", "_scorer", "_pooler", "_tail"):
             self.__dict__.pop(name, None)
         if getattr(self, "device", None) is not None and self.device.type == "cuda":
             torch.cuda.empty_cache()

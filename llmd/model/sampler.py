@@ -26,6 +26,9 @@ from llmd.model.cuts import Cuts, draw_cut
 from llmd.model.draw import first_max, pick, probabilities, slices, uniforms, weights
 from llmd.model.logits import LogitsContext, LogitsProcessor, Rows, core_processors, to_device
 from llmd.model.logprobs import PositionLogprobs, position_logprobs, prompt_logprobs, to_lists
+from llmd_kernels import native
+from llmd_kernels.sampling import Knobs
+from llmd_kernels.sampling import sample as draw_rows
 
 __all__ = ["HostTokens", "SampledTokens", "Sampler", "SamplerContext", "TorchSampler", "prompt_logprobs"]
 
@@ -183,7 +186,7 @@ class _Pass:
 
 
 class TorchSampler:
-    """The Sampler in plain torch, for any device."""
+    """The Sampler for any device: in plain torch, on a CPU by a kernel where there is one."""
 
     def __init__(self, context: SamplerContext) -> None:
         self._device, self._vocab_size = context.device, context.vocab_size
@@ -197,6 +200,8 @@ class TorchSampler:
         self._wanted: dict[int, list[LogitsProcessor]] = {}
         self._params: dict[int, SamplingParams] = {}
         self._seeds = np.zeros(context.max_num_rows, np.int64)
+        self._knobs = Knobs(torch.from_numpy(self._seeds), torch.zeros(context.max_num_rows, 4, dtype=torch.float64))
+        self._has_kernel = context.device.type == "cpu" and native.library() is not None
         self._pass: _Pass | None = None
 
     def admit(self, admit: RowAdmit) -> None:
@@ -206,10 +211,18 @@ class TorchSampler:
             return
         self._params[admit.row] = params
         self._seeds[admit.row] = (admit.seed + (1 << 63)) % (1 << 64) - (1 << 63)
+        if self._has_kernel:
+            self._knobs.values[admit.row] = torch.tensor(self._values(params), dtype=torch.float64)
         wanted = [p for p in self._processors if p.wants(params) and not (params.is_greedy and p.keeps_argmax)]
         for processor in wanted:
             processor.admit(admit)
         self._wanted[admit.row] = wanted
+
+    def _values(self, params: SamplingParams) -> tuple[float, float, float, float]:
+        """As Knobs has them."""
+        inverse = 0.0 if params.is_greedy else float(np.float32(1.0 / params.temperature))
+        top_k = params.top_k if 0 < params.top_k < self._vocab_size else self._vocab_size
+        return inverse, top_k, params.top_p, float(np.float32(params.min_p))
 
     def release(self, row: int) -> None:
         self._pass = None
@@ -237,7 +250,10 @@ class TorchSampler:
         if now.processors:
             max_tokens = int(num_tokens.max()) if max_tokens is None else max_tokens
             logits = self._processed(logits, now, num_tokens, token_ids, max_tokens, failed)
-        tokens, best = self._drawn(logits, now, num_tokens)
+        if self._has_kernel:
+            tokens, best = draw_rows(logits, rows, num_tokens, self._knobs)
+        else:
+            tokens, best = self._drawn(logits, now, num_tokens)
         found = None
         if raw is not None and now.logprobs_index is not None:
             found = position_logprobs(raw, tokens[now.logprobs_index], max(now.num_top))
@@ -251,7 +267,7 @@ class TorchSampler:
 
     def _prepare(self, host_rows: tuple[int, ...]) -> _Pass:
         params = [self._params[row] for row in host_rows]
-        kinds = [self._kind(p) for p in params]
+        kinds = ["" if self._has_kernel else self._kind(p) for p in params]
         asking = [(at, p.logprobs) for at, p in enumerate(params) if p.logprobs is not None]
         logprobs_at = [at for at, _ in asking]
         return _Pass(

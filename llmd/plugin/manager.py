@@ -178,15 +178,18 @@ class PluginManager:
         self.specs: dict[str, dict[str, list[Spec]]] = {}  # plugin → family → specs
         self._impls: dict[str, list[Impl]] = {}  # hook → in the order of registration
         self._suspects: set[str] = set()  # plugins that did not load and may be authenticators
+        self.load_ms = 0.0  # finding, importing and asking all of them
 
     def load(self, found: Iterable[Found] | None = None) -> None:
         """Load what may be loaded; raises ConfigError where the configuration forbids to go on without one."""
+        start_s = time.perf_counter()
         plugins = find_plugins() if found is None else list(found)
         safe_mode = is_safe_mode()
         self._warn_unknown_names(plugins)
         for plugin in plugins:
             self._load_one(plugin, self._why_blocked(plugin, safe_mode))
         self._index_impls()
+        self.load_ms = (time.perf_counter() - start_s) * 1e3
         if problems := self._fatal(plugins):
             raise ConfigError(problems)
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from llmd.engine.executor import Executor, LoadProgress
     from llmd.engine.queue import WaitingQueue
     from llmd.model.adapters import AdapterFormat
-    from llmd.model.loader import Checkpoint
+    from llmd.model.weights import Checkpoint
     from llmd.model.logits import LogitsProcessor
     from llmd.model.quantization import Quantization
     from llmd.model.sampler import Sampler
@@ -82,6 +82,9 @@ class ArchitectureSpec(Spec):
     An encoder has no KV groups: each token attends to every other of its prompt, which is computed whole. What serves "*" is
     asked `why_not(content of config.json)`, without torch: reasons, empty means that it can. `spell` turns that content into
     the words of Llama's config.json, where a model has others; it may raise ModelError and import what it needs.
+
+    `has_state`: layers keep tensors a row between steps (`Layers.state`), beside the KV of those that attend or instead of
+    it. Such a model is served without prefix caching: a cached prefix has no state at its end.
     """
 
     architectures: tuple[str, ...]
@@ -89,6 +92,7 @@ class ArchitectureSpec(Spec):
     is_encoder: bool = False
     why_not: Callable[[Mapping[str, Any]], list[str]] | None = None
     spell: Callable[[Mapping[str, Any]], Mapping[str, Any]] | None = None
+    has_state: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+
 import pytest
 
 from llmd.engine.executor import KVGroup
@@ -84,6 +86,23 @@ def test_two_groups_have_tables_of_their_own_and_hit_together():
     assert second.num_computed_tokens == 8
     assert [second.block_ids[group][:2] for group in (0, 1)] == [first.block_ids[group][:2] for group in (0, 1)]
     assert len(manager.grow(second)) == 2
+
+
+def test_a_state_has_no_blocks_and_no_prefix_is_found_behind_it(caplog):
+    caplog.set_level(logging.INFO)
+    manager = KVCacheManager(8, 4, (KVGroup(), KVGroup(name="state", kind="state")), enable_prefix_caching=True)
+    assert caplog.text.count("prefix caching is off") == 1
+    first, second = sequence(range(9)), sequence(range(9))
+    assert manager.admit(first, 0, use_cache=True)
+    assert [len(table) for table in first.block_ids] == [3]
+    manager.register(first, 9)
+    assert manager.admit(second, 0, use_cache=True)
+    assert second.num_computed_tokens == 0
+    assert not set(first.block_ids[0]) & set(second.block_ids[0])
+    manager.release(first)
+    manager.release(second)
+    assert manager.pool.num_cached == 0
+    manager.pool.check([])
 
 
 def test_an_unknown_group_kind_is_refused():

@@ -6,18 +6,21 @@ import pytest
 from engine.driving import request, running
 from fakes import FakeExecutor, FakeGrammar, expected_tokens, fake_info, greedy
 
+from llmd.engine.executor import KVGroup
 from llmd.engine.memory import TokenBudget
 from llmd.engine.params import PoolingParams
 from llmd.engine.request import Prompt, Request
 from llmd.engine.step import FinishReason
 from llmd.errors import StepFailed, StepOutOfMemory
 
+PAGED, HYBRID = (KVGroup(),), (KVGroup(), KVGroup(name="state", kind="state"))
+
 
 class Tight(FakeExecutor):
     """Finds no memory in the steps that `is_tight` names."""
 
-    def __init__(self, is_tight, **options) -> None:
-        super().__init__(fake_info(max_model_len=256), **options)
+    def __init__(self, is_tight, groups=PAGED, **options) -> None:
+        super().__init__(fake_info(max_model_len=256, kv_groups=groups), **options)
         self.is_tight, self.num_plans = is_tight, 0
 
     def submit(self, plan, masks=None):
@@ -27,9 +30,10 @@ class Tight(FakeExecutor):
         return super().submit(plan, masks)
 
 
+@pytest.mark.parametrize("groups", [PAGED, HYBRID])
 @pytest.mark.parametrize("failing", [{0}, {1}, {2, 3}, {0, 4, 9}, {3, 8, 30}])
-async def test_every_token_is_as_if_nothing_had_happened(failing):
-    async with running(Tight(lambda nth, plan: nth in failing)) as (engine, sink, executor):
+async def test_every_token_is_as_if_nothing_had_happened(failing, groups):
+    async with running(Tight(lambda nth, plan: nth in failing, groups)) as (engine, sink, executor):
         for index in range(6):
             engine.add(request(f"r{index}", length=3 + 9 * index, sampling={"max_tokens": 12}))
         for index in range(6):
@@ -40,9 +44,11 @@ async def test_every_token_is_as_if_nothing_had_happened(failing):
         assert engine.stats().num_preemptions
 
 
-async def test_siblings_vectors_logprobs_and_grammars_come_out_whole():
+@pytest.mark.parametrize("groups", [PAGED, HYBRID])
+async def test_siblings_vectors_logprobs_and_grammars_come_out_whole(groups):
     vocab = 1000
-    async with running(Tight(lambda nth, plan: nth in (1, 5, 9)), max_num_batched_tokens=32) as (engine, sink, _):
+    executor = Tight(lambda nth, plan: nth in (1, 5, 9), groups)
+    async with running(executor, max_num_batched_tokens=32) as (engine, sink, _):
         grammar = FakeGrammar(vocab)
         engine.add(request("n", length=20, sampling={"max_tokens": 8, "n": 3}))
         engine.add(request("v", length=70, params=PoolingParams()))

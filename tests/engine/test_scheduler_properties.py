@@ -157,6 +157,8 @@ def worlds(draw):
     block_size = draw(st.sampled_from([1, 2, 4, 8]))
     groups = tuple(KVGroup(name=f"g{index}") for index in range(draw(st.sampled_from([1, 1, 1, 2]))))
     per_sequence = -(-64 // block_size) * len(groups)
+    if draw(st.sampled_from([False, False, True])):
+        groups += (KVGroup(name="state", kind="state"),)
     info = fake_info(
         num_blocks=per_sequence + draw(st.integers(0, per_sequence)),
         block_size=block_size,
@@ -250,7 +252,7 @@ def test_a_failing_step_ends_its_own_sequences_only(world, data):
             drive.run_first()
             committed, result = drive.in_flight.popleft()
             drive.take(drive.scheduler.commit(committed, result))
-        drive.device.apply(step.plan)
+        drive.device.fail(step.plan)
         drive.take(drive.scheduler.fail(step, "boom"))
         drive.scheduler.check()
     drive.finish()
@@ -271,7 +273,7 @@ def test_steps_without_memory_are_computed_again(world, data):
         if data.draw(st.booleans()):
             for step, result in drive.in_flight:
                 if result is None:
-                    drive.device.apply(step.plan)
+                    drive.device.fail(step.plan)
             drive.scheduler.roll_back([step for step, _ in drive.in_flight])
             drive.in_flight.clear()
             drive.scheduler.token_budget = max(1, drive.scheduler.token_budget // 2)

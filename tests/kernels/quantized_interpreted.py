@@ -8,6 +8,7 @@ from kernels.test_grouped_linear import made_parts
 
 from llmd_kernels import fp8_linear, int8_linear
 from llmd_kernels.fp8_linear import triton as fp8
+from llmd_kernels.grouped_linear import GroupedWeight
 from llmd_kernels.grouped_linear import triton as grouped
 from llmd_kernels.int8_linear import triton as int8
 
@@ -32,11 +33,12 @@ for rows, width, depth, bits, group_size, has_offset, has_columns in GROUPED:
         parts, dense = made_parts(width, depth, bits, group_size, has_offset=has_offset, has_columns=has_columns)
         q, scale, offset, columns, zero = parts
         x, bias = torch.randn(rows, 2 * depth).to(dtype)[:, :depth], torch.randn(width)
-        actual = grouped.linear(
-            x, grouped.pack(q, bits), (scale.float() / 4).half().T.contiguous(),
+        weight = GroupedWeight(
+            grouped.pack(q, bits), (scale.float() / 4).half().T.contiguous(),
             None if offset is None else (offset.float() / 4).half().T.contiguous(),
-            None if columns is None else columns.int(), bias, bits, group_size, zero, 4.0, width,
+            None if columns is None else columns.int(), bits, group_size, zero, depth, width, 4.0, "chunks",
         )  # fmt: skip
+        actual = grouped.linear(x, weight, bias)
         assert torch.equal(grouped.unpack(grouped.pack(q, bits), bits, depth), q)
         compare(f"grouped {rows} {width} {depth} {bits} {group_size} {dtype}", actual, x.float() @ dense.T + bias)
 
@@ -70,7 +72,8 @@ assert torch.isnan(fp8.linear(torch.ones(1, 1), None, not_numbers, torch.ones(1,
 for rows, width, depth, x_scale, x_zero in [(1, 33, 300, None, 0), (20, 70, 130, 0.02, 0), (70, 130, 64, 0.03, -17)]:
     torch.manual_seed(0)
     x, bias = torch.randn(rows, 2 * depth)[:, :depth], torch.randn(width)
-    weight, scale, sums = int8_linear.quantize_channels(torch.randn(width, depth))
+    weight, scale = int8_linear.reference.quantize_channels(torch.randn(width, depth))
+    sums = weight.sum(1, dtype=torch.int32)
     given = None if x_scale is None else torch.tensor(x_scale)
     expected = int8_linear.reference.int8_linear(x, weight, scale, bias, given, x_zero)
     compare(f"int8 {rows} {width} {depth}", int8.int8_linear(x, weight, scale, sums, bias, given, x_zero), expected)

@@ -8,7 +8,7 @@ from typing import Any
 from llmd.api.v1.testing.driver import GREEDY as GREEDY
 from llmd.api.v1.testing.driver import StepDriver as StepDriver
 from llmd.config import AdaptersConfig, CacheConfig, ModelConfig, SchedulerConfig
-from llmd.model.loader import ModelParts
+from llmd.model.parts import ModelParts
 from llmd.model.runner import Runner
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from llmd.config import CacheConfig
 from llmd.errors import ModelError
 from llmd.model import kv_tensors
-from llmd.model.kv_tensors import KVTensors, block_bytes, kv_dtype, pool_bytes, size_pool
+from llmd.model.kv_tensors import KVTensors, block_bytes, kv_dtype, pool_bytes, promised_bytes, size_pool
 from llmd_kernels.quantized_kv import dequantize
 
 CPU = torch.device("cpu")
@@ -58,11 +58,24 @@ def test_a_context_that_was_asked_for_must_fit():
 
 
 def test_a_cpus_default_is_a_quarter_of_what_is_free(monkeypatch):
+    monkeypatch.setattr(kv_tensors, "promised_bytes", lambda: 0)
     monkeypatch.setattr(kv_tensors, "free_memory", lambda: 4 << 30)
     assert pool_bytes(CacheConfig(), CPU) == 1 << 30
+    assert pool_bytes(CacheConfig(), CPU, 7 << 29) == 1 << 29  # weights and steps leave less
+    assert pool_bytes(CacheConfig(), CPU, 5 << 30) == 0
     monkeypatch.setattr(kv_tensors, "free_memory", lambda: 400 << 30)
     assert pool_bytes(CacheConfig(), CPU) == 4 << 30
     assert pool_bytes(CacheConfig(kv_cache_bytes=12345), CPU) == 12345
+
+
+def test_what_other_pools_were_promised_is_not_free(monkeypatch):
+    monkeypatch.setattr(kv_tensors, "free_memory", lambda: 4 << 30)
+    before, room = promised_bytes(), pool_bytes(CacheConfig(), CPU)
+    kv = KVTensors(5, 3, (2, 4, 2, 6), torch.float32, CPU)
+    assert promised_bytes() == before + kv.num_bytes
+    assert pool_bytes(CacheConfig(), CPU) == room - kv.num_bytes // 4
+    kv.release()
+    assert promised_bytes() == before
 
 
 def test_dtypes():

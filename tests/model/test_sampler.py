@@ -13,11 +13,22 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.step import RowAdmit
 from llmd.model import sampler as sampler_module
-from llmd.model.cuts import draw_from_rows
+from llmd.model.cuts import Cuts, draw_from_rows
 from llmd.model.draw import first_max, uniforms
 from llmd.model.logits import LogitsContext
 from llmd.model.sampler import SamplerContext, TorchSampler
+from llmd_kernels import native
 from llmd_plugins.sampling.bad_words.processor import BadWords
+
+
+@pytest.fixture(autouse=True, params=["kernel", "torch"])
+def way(request, monkeypatch):
+    """Every test runs with the kernel, and without a compiler."""
+    if request.param == "torch":
+        monkeypatch.setattr("llmd_kernels.native.library", lambda: None)
+    elif native.library() is None:
+        pytest.skip("no C++ compiler")
+    return request.param
 
 
 def make_sampler(vocab_size: int = V, num_rows: int = NUM_ROWS) -> TorchSampler:
@@ -177,11 +188,19 @@ def test_large_vocabularies_take_the_same_tokens_by_every_way(params, scale):
     """40,000 tokens, coarse logits with many ties: candidates suffice for some rows, others need the whole row."""
     width, num = 40_000, 12
     logits = (torch.randn(num, width, generator=torch.Generator().manual_seed(1)) * scale).bfloat16()
-    sampler = make_sampler(width)
     batch = [make_admit(row, seed=row, **params) for row in range(num)]
-    result = run(sampler, logits, batch)
-    kind = sampler._pass.cut or sampler._pass.plain
-    by_rows = draw_from_rows(logits.float(), logits.float().amax(1), kind.cuts, uniforms(kind.seeds, torch.full((num,), 3)))
+    result = run(make_sampler(width), logits, batch)
+    own, x = batch[0].params, logits.float()
+    cuts = Cuts(
+        inverse_temperature=torch.full((num,), 1 / own.temperature),
+        top_k=torch.full((num,), own.top_k if own.top_k > 0 else width),
+        top_p=torch.full((num,), own.top_p, dtype=torch.float64),
+        min_p=torch.full((num,), own.min_p),
+        any_top_k=own.top_k > 0,
+        any_top_p=own.top_p < 1,
+        any_min_p=own.min_p > 0,
+    )
+    by_rows = draw_from_rows(x, x.amax(1), cuts, uniforms(torch.arange(num), torch.full((num,), 3)))
     assert result.token_ids == by_rows.tolist()
     p = distribution(logits[0].float().tolist(), batch[0].params)
     assert is_draw(p, python_uniform(0, 3), result.token_ids[0], 1e-4)

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.engine.params import PoolingParams
 from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan
-from llmd.model.loader import ModelParts
+from llmd.model.parts import ModelParts
 from llmd.model.runner import Runner
 
 VOCAB_SIZE = 97

@@ -93,6 +93,8 @@ class FakeStats:
     step_sizes: tuple[int, ...] = (1, 0, 2)
     num_step_tokens: int = 9
     num_context_tokens: int = 0
+    read_bytes: float = 4000.0
+    memory_utilization: float | None = 0.625
 
 
 class FakeEngine:

@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-GOOD = ("acme-gate", "acme-parallel", "acme-ternary")
+GOOD = ("acme-gate", "acme-hybrid", "acme-parallel", "acme-ternary")
 
 
 def run(*command, **options):

@@ -9,7 +9,7 @@ from wheels.building import GOOD, HERE, build_wheel, run
 
 @pytest.fixture(scope="package")
 def site(tmp_path_factory):
-    """A folder with the three good wheels installed."""
+    """A folder with the good wheels installed."""
     folder = tmp_path_factory.mktemp("wheels")
     wheels = [build_wheel(HERE / name, folder) for name in GOOD]
     target = folder / "site"

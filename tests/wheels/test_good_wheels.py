@@ -1,4 +1,4 @@
-"""Three wheels that know nothing of llmd but llmd.api.v1: an architecture, a quantizer, a route with an authenticator."""
+"""Wheels that know nothing of llmd but llmd.api.v1: architectures, a quantizer, a route with an authenticator."""
 
 import ast
 import json

@@ -42,19 +42,21 @@ static void dot(const Codes& w, const float* x, int64_t n, float* sums) {
 
 template <typename T>
 static void run(T* out, const float* x, const Codes& w, const float* bias, int64_t count, int64_t width) {
-#pragma omp parallel for schedule(static)
-  for (int64_t first = 0; first < width; first += PANEL)
-    for (int64_t m = 0; m < count; m += ROWS)
-      for (int64_t n = first; n < width && n < first + PANEL; n++) {
-        float sums[ROWS];
-        const float* some = x + m * 2 * w.half;
-        int64_t left = count - m < ROWS ? count - m : ROWS;
-        if (left == 4) dot<4>(w, some, n, sums);
-        else if (left == 3) dot<3>(w, some, n, sums);
-        else if (left == 2) dot<2>(w, some, n, sums);
-        else dot<1>(w, some, n, sums);
-        for (int64_t i = 0; i < left; i++) narrow(out + (m + i) * width + n, sums[i] + (bias ? bias[n] : 0.0f));
-      }
+  team(width * w.half, [&] {
+#pragma omp for schedule(static)
+    for (int64_t first = 0; first < width; first += PANEL)
+      for (int64_t m = 0; m < count; m += ROWS)
+        for (int64_t n = first; n < width && n < first + PANEL; n++) {
+          float sums[ROWS];
+          const float* some = x + m * 2 * w.half;
+          int64_t left = count - m < ROWS ? count - m : ROWS;
+          if (left == 4) dot<4>(w, some, n, sums);
+          else if (left == 3) dot<3>(w, some, n, sums);
+          else if (left == 2) dot<2>(w, some, n, sums);
+          else dot<1>(w, some, n, sums);
+          for (int64_t i = 0; i < left; i++) narrow(out + (m + i) * width + n, sums[i] + (bias ? bias[n] : 0.0f));
+        }
+  });
 }
 
 EXPORT void llmd_codebook_linear(void* out, const float* x, const uint8_t* packed, const float* scale,
@@ -64,3 +66,4 @@ EXPORT void llmd_codebook_linear(void* out, const float* x, const uint8_t* packe
   if (dtype == F32) run((float*)out, x, w, bias, count, width);
   else run((bf16*)out, x, w, bias, count, width);
 }
+REPLAYABLE(llmd_codebook_linear)

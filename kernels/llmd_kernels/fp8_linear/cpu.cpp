@@ -187,22 +187,24 @@ static void widen_rows(bf16* to, const fp8* from, int64_t count) {
 
 template <typename T>
 static void run(const Work<T>& work) {
-  static thread_local std::vector<bf16> wide;
-#pragma omp parallel for num_threads(threads()) schedule(dynamic, 1)
-  for (int64_t panel = 0; panel < (work.width + PANEL - 1) / PANEL; panel++) {
-    const int64_t begin = panel * PANEL, end = begin + PANEL < work.width ? begin + PANEL : work.width;
-    if (work.count < WIDE_FROM) {
-      columns(work, work.w + begin * work.depth, 0, work.count, begin, end);
-      continue;
-    }
-    wide.resize(SOME * work.depth);
-    for (int64_t m = 0; m < work.count; m += BAND)
-      for (int64_t n = begin; n < end; n += SOME) {
-        const int64_t last = n + SOME < end ? n + SOME : end;
-        widen_rows(wide.data(), work.w + n * work.depth, (last - n) * work.depth);
-        columns(work, wide.data(), m, m + BAND < work.count ? m + BAND : work.count, n, last);
+  team(work.width * work.depth, [&] {
+    static thread_local std::vector<bf16> wide;
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t panel = 0; panel < (work.width + PANEL - 1) / PANEL; panel++) {
+      const int64_t begin = panel * PANEL, end = begin + PANEL < work.width ? begin + PANEL : work.width;
+      if (work.count < WIDE_FROM) {
+        columns(work, work.w + begin * work.depth, 0, work.count, begin, end);
+        continue;
       }
-  }
+      wide.resize(SOME * work.depth);
+      for (int64_t m = 0; m < work.count; m += BAND)
+        for (int64_t n = begin; n < end; n += SOME) {
+          const int64_t last = n + SOME < end ? n + SOME : end;
+          widen_rows(wide.data(), work.w + n * work.depth, (last - n) * work.depth);
+          columns(work, wide.data(), m, m + BAND < work.count ? m + BAND : work.count, n, last);
+        }
+    }
+  });
 }
 
 EXPORT void llmd_fp8_linear(void* out, const void* x, const fp8* w, const float* w_scale, const float* x_scale,
@@ -214,3 +216,4 @@ EXPORT void llmd_fp8_linear(void* out, const void* x, const fp8* w, const float*
   else
     run(Work<float>{(float*)out, (const float*)x, w, bias, scales, count, width, depth, stride});
 }
+REPLAYABLE(llmd_fp8_linear)

@@ -117,16 +117,10 @@ def grouped_linear(x: torch.Tensor, weight: GroupedWeight, bias: torch.Tensor | 
     if x.dim() != 2 or x.shape[1] != weight.in_features:
         raise ValueError(f"grouped_linear wants x [M, {weight.in_features}], got {tuple(x.shape)}")
     if weight.layout == "panels" and native.is_available(x):
-        bias = None if bias is None else bias.float()
-        way = cpu.linear
-    elif weight.layout == "chunks" and x.is_cuda:
-        way = _on_gpu().linear
-    else:
-        return reference.linear(x, unpack(weight), bias)
-    return way(
-        x, weight.packed, weight.scale, weight.offset, weight.columns, bias, weight.bits, weight.group_size, weight.zero,
-        weight.factor, weight.out_features,
-    )  # fmt: skip
+        return cpu.linear(x, weight, bias)
+    if weight.layout == "chunks" and x.is_cuda:
+        return _on_gpu().linear(x, weight, bias)  # type: ignore[no-any-return]
+    return reference.linear(x, unpack(weight), bias)
 
 
 def _on_gpu() -> ModuleType:

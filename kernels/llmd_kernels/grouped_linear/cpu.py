@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 
+from llmd_kernels import panels
 from llmd_kernels.native import DTYPES, library
+from llmd_kernels.panels import PANEL
 
-PANEL = 16  # rows of W side by side
-_QUADS = 4  # of a step of 16 features
+if TYPE_CHECKING:
+    from llmd_kernels.grouped_linear import GroupedWeight
+
 _BLOCKS = (64, 32, 16)
 _LARGEST_PADDING = 1 / 16
 _ROWS_AT_ONCE = 512  # a multiple of PANEL
+_LINE = 64  # bytes; rows of quantized activations begin in lines of their own, an odd number apart
+_ROWS = 8  # of x, that a tile may reach
 
 
 def block_size(group_size: int) -> int:
@@ -38,11 +45,10 @@ def pack(q: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
 
 
 def _pack_rows(q: torch.Tensor, bits: int, group_size: int) -> torch.Tensor:
-    q = F.pad(_pad_groups(q, group_size), (0, 0, 0, -q.shape[0] % PANEL))
-    steps = q.view(q.shape[0] // PANEL, PANEL, -1, _QUADS, 4).permute(0, 2, 3, 1, 4)  # [panel, step, quad, row, feature]
+    quads = panels.quads(_pad_groups(q, group_size))
     if bits == 4:
-        steps = steps[:, :, 0::2] | (steps[:, :, 1::2] << 4)
-    return steps.reshape(steps.shape[0], -1)
+        quads = quads[:, 0::2] | (quads[:, 1::2] << 4)
+    return quads.reshape(quads.shape[0], -1)
 
 
 def _pad_groups(q: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -54,10 +60,10 @@ def _pad_groups(q: torch.Tensor, group_size: int) -> torch.Tensor:
 
 def unpack(packed: torch.Tensor, bits: int, group_size: int, width: int, depth: int) -> torch.Tensor:
     """Back to uint8 [N, K]."""
-    steps = packed.view(packed.shape[0], -1, _QUADS * bits // 8, PANEL, 4)
+    quads = packed.view(packed.shape[0], -1, PANEL, panels.QUAD)
     if bits == 4:
-        steps = torch.stack((steps & 15, steps >> 4), dim=3).flatten(2, 3)
-    q = steps.permute(0, 3, 1, 2, 4).reshape(packed.shape[0] * PANEL, -1)[:width]
+        quads = torch.stack((quads & 15, quads >> 4), dim=2).flatten(1, 2)
+    q = panels.rows(quads)[:width]
     block = block_size(group_size)
     column = torch.arange(depth, device=packed.device)
     return q[:, column // group_size * (-(-group_size // block) * block) + column % group_size]
@@ -74,31 +80,24 @@ def unpack_scales(scale: torch.Tensor, width: int) -> torch.Tensor:
     return scale.transpose(1, 2).reshape(-1, scale.shape[1])[:width]
 
 
-def linear(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None,
-    columns: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    bits: int,
-    group_size: int,
-    zero: int,
-    factor: float,
-    width: int,
-) -> torch.Tensor:
-    """x [M, K] of a dtype the kernels know, bias [N] float32 → [M, N] in x's dtype."""
+def linear(x: torch.Tensor, weight: GroupedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [M, K] of a dtype the kernels know, bias [N] → [M, N] in x's dtype."""
     if x.stride(1) != 1:
         x = x.contiguous()
-    count, depth = x.shape
-    block, blocks = block_size(group_size), num_blocks(depth, group_size)
+    if bias is not None and bias.dtype not in DTYPES:
+        bias = bias.float()
+    (count, depth), width = x.shape, weight.out_features
+    block, blocks = block_size(weight.group_size), num_blocks(depth, weight.group_size)
     out = torch.empty(count, width, dtype=x.dtype)
-    scratch = torch.empty(count * (blocks * (block + 8) + 4 * scale.shape[1]) + 192, dtype=torch.uint8)
+    row_bytes = blocks * (block + 8) + 4 * weight.scale.shape[1] + 2 * _LINE
+    scratch = torch.empty((count + _ROWS) * row_bytes, dtype=torch.uint8)
     lib = library()
     assert lib is not None
     lib.llmd_grouped_linear(
-        out.data_ptr(), x.data_ptr(), None if columns is None else columns.data_ptr(), packed.data_ptr(), scale.data_ptr(),
-        None if offset is None else offset.data_ptr(), None if bias is None else bias.data_ptr(), scratch.data_ptr(),
-        factor, count, width, depth, x.stride(0), bits, group_size, block, zero, DTYPES[x.dtype],
+        out.data_ptr(), x.data_ptr(), None if weight.columns is None else weight.columns.data_ptr(),
+        weight.packed.data_ptr(), weight.scale.data_ptr(), None if weight.offset is None else weight.offset.data_ptr(),
+        None if bias is None else bias.data_ptr(), scratch.data_ptr(), weight.factor, count, width, depth, x.stride(0),
+        weight.bits, weight.group_size, block, weight.zero, DTYPES[x.dtype],
+        DTYPES[torch.float32 if bias is None else bias.dtype],
     )  # fmt: skip
     return out

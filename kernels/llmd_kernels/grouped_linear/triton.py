@@ -9,12 +9,17 @@ one kind of tile.
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 
 from llmd_kernels.grouped_linear.tiles import tile_for
+
+if TYPE_CHECKING:
+    from llmd_kernels.grouped_linear import GroupedWeight
 
 _HALF = 32
 _CHUNK = 2 * _HALF
@@ -103,32 +108,23 @@ def add_up(out, parts, bias, num_rows, width, HAS_BIAS: tl.constexpr, SPLIT: tl.
     tl.store(out + m.to(tl.int64) * width + n, acc.to(out.dtype.element_ty), mask=n < width)
 
 
-def linear(
-    x: torch.Tensor,
-    packed: torch.Tensor,
-    scale: torch.Tensor,
-    offset: torch.Tensor | None,
-    columns: torch.Tensor | None,
-    bias: torch.Tensor | None,
-    bits: int,
-    group_size: int,
-    zero: int,
-    factor: float,
-    width: int,
-) -> torch.Tensor:
-    """x [M, K], scale and offset [groups, N], bias [N] → [M, N] in x's dtype."""
-    if columns is not None:
-        x = x.index_select(1, columns)
+def linear(x: torch.Tensor, weight: GroupedWeight, bias: torch.Tensor | None) -> torch.Tensor:
+    """x [M, K], weight in chunks, bias [N] → [M, N] in x's dtype."""
+    if weight.columns is not None:
+        x = x.index_select(1, weight.columns)
     elif x.stride(1) != 1:
         x = x.contiguous()
-    (num_rows, depth), tile = x.shape, tile_for(x.shape[0], width, triton.cdiv(x.shape[1], _CHUNK))
+    (num_rows, depth), width, group_size = x.shape, weight.out_features, weight.group_size
+    tile = tile_for(num_rows, width, triton.cdiv(depth, _CHUNK))
+    has_offset = weight.offset is not None
     out = torch.empty(num_rows, width, dtype=x.dtype, device=x.device)
     parts = out if tile.split == 1 else torch.empty(tile.split, num_rows, width, dtype=torch.float32, device=x.device)
     multiply[(triton.cdiv(width, tile.block_n), triton.cdiv(num_rows, tile.block_m), tile.split)](
-        parts, x, packed, scale, offset, bias, factor, num_rows, width, depth, x.stride(0), group_size,
-        0 if offset is not None else zero, BITS=bits, EVEN=group_size % _HALF == 0 or group_size >= depth,
-        HAS_OFFSET=offset is not None, HAS_BIAS=bias is not None, SPLIT=tile.split, BLOCK_M=tile.block_m,
-        BLOCK_N=tile.block_n, HALF=_HALF, num_warps=tile.warps, num_stages=tile.stages,
+        parts, x, weight.packed, weight.scale, weight.offset, bias, weight.factor, num_rows, width, depth, x.stride(0),
+        group_size, 0 if has_offset else weight.zero, BITS=weight.bits,
+        EVEN=group_size % _HALF == 0 or group_size >= depth, HAS_OFFSET=has_offset, HAS_BIAS=bias is not None,
+        SPLIT=tile.split, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, HALF=_HALF, num_warps=tile.warps,
+        num_stages=tile.stages,
     )  # fmt: skip
     if tile.split > 1:
         add_up[(triton.cdiv(width, 1024), num_rows)](

@@ -1,168 +1,90 @@
-// y = (x_q - zero) . W_q * s_x * s_w + b with x_q unsigned and W_q signed 8-bit: the operands of VNNI's dot product, whose
-// integers add up exactly. W stays row by row; the zero point is taken out by the sums of its rows. Loops as in linear.
-#include "common.h"
-#ifdef __AVX512VNNI__
-#include <immintrin.h>
-#endif
+// y = (x_q - zero) . W_q * s_x * s_w + b, all 8 bits: the operands of VNNI's dot product, whose integers add up exactly.
+// W_q lies in panels and is kept 128 too large, hence unsigned; sums of x_q and of W's rows take out both zero points.
+//
+// A step's few rows of x read W at the memory's speed. Many are taken eight at a time with three panels, 24 sums in
+// registers, over a SEGMENT of the features that stays in the cache meanwhile; each pass fetches its share of the next.
+#include "panels.h"
 
-constexpr int64_t PANEL = 64;  // rows of W
-constexpr int64_t BAND = 64;   // rows of x that stay in the cache with them
-constexpr int MIDDLE = 128;    // of unsigned 8 bits
+constexpr int64_t SEGMENT = 1024;  // features
+constexpr int64_t BAND = 64;       // rows of x
 
-struct Scales {  // by row of W
-  const float* scale;
-  const int32_t* sum;
-  const float* bias;
-  int32_t zero;  // the x_q that stands for 0
+static inline int64_t quads_of(int64_t depth) { return (depth + 15) / 16 * 4; }
+
+struct Tokens {  // rows of x, quantized
+  int8_t* q;
+  float* scale;
+  int32_t* start;  // -128 . the sum of a row
+  int64_t stride;
 };
 
-#ifdef __AVX512VNNI__
-constexpr int STEP = 64;
-typedef __m512i Some;
-static inline Some take(const void* p) { return _mm512_loadu_si512(p); }
-static inline Some take(const void* p, int64_t n) { return _mm512_maskz_loadu_epi8((1ull << n) - 1, p); }
-static inline vi dot(vi acc, Some a, Some b) { return (vi)_mm512_dpbusd_epi32((__m512i)acc, a, b); }
-#else
-constexpr int STEP = L;
-typedef int8_t vb __attribute__((vector_size(16), aligned(1)));
-typedef uint8_t vub __attribute__((vector_size(16), aligned(1)));
-typedef vi Some;
-static inline Some take(const uint8_t* p) { return __builtin_convertvector(*(const vub*)p, vi); }
-static inline Some take(const int8_t* p) { return __builtin_convertvector(*(const vb*)p, vi); }
-template <typename T>
-static inline Some take(const T* p, int64_t n) {
-  T x[L] = {};
-  memcpy(x, p, n);
-  return take((const T*)x);
-}
-static inline vi dot(vi acc, Some a, Some b) { return acc + a * b; }
-#endif
+struct Weight {
+  const uint8_t* packed;
+  const float* scale;  // by row of W
+  const int32_t* sum;
+  int64_t num_quads;
+  int32_t zero;  // the x_q that stands for 0
+  const uint8_t* panel(int64_t p) const { return packed + p * num_quads * 4 * PANEL; }
+};
 
-// Lane i of the result is the sum of a[i]'s lanes: half as many vectors at every step, instead of a reduction each.
-static inline vi totals(const vi (&a)[16]) {
-  vi b[8], c[4], d[2];
-  EACH(i, 8)
-    b[i] = __builtin_shufflevector(a[i], a[i + 8], 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23) +
-           __builtin_shufflevector(a[i], a[i + 8], 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
-  END
-  EACH(i, 4)
-    c[i] = __builtin_shufflevector(b[i], b[i + 4], 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27) +
-           __builtin_shufflevector(b[i], b[i + 4], 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
-  END
-  EACH(i, 2)
-    d[i] = __builtin_shufflevector(c[i], c[i + 2], 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29) +
-           __builtin_shufflevector(c[i], c[i + 2], 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
-  END
-  return __builtin_shufflevector(d[0], d[1], 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30) +
-         __builtin_shufflevector(d[0], d[1], 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
-}
-
-// The values of N columns, of four, in each row of a 4 x 4 tile.
-template <int N, typename T>
-static inline auto columns(const T* p) {
-  typedef T four __attribute__((vector_size(16)));
-  four x = {};
-  memcpy(&x, p, N * sizeof(T));
-  return __builtin_shufflevector(x, x, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3, 0, 1, 2, 3);
-}
-
-// The values of M rows, of four, in each column of a 4 x 4 tile.
-template <int M>
-static inline vf each_row(const float* p) {
-  vf4 x = {};
-  memcpy(&x, p, M * sizeof(float));
-  return __builtin_shufflevector(x, x, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-}
-
-template <int M, int N, typename T>
-static inline void save(T* out, int64_t width, vf y) {
-  T all[16];
-  store(all, y);
-  EACH(m, M) memcpy(out + m * width, all + 4 * m, N * sizeof(T)); END
-}
-
-template <int M, int N, typename T>
-static void tile(T* out, int64_t width, const uint8_t* x, const float* x_scale, const int8_t* w, Scales to, int64_t depth) {
+// sums [ROWS, COLUMNS, 16] += x . W over some features
+template <int M, int N>
+static __attribute__((noinline)) void tile(vi* sums, const int8_t* x, int64_t x_stride, const uint8_t* w, int64_t apart,
+                                           int64_t num_quads, Fetch fetch) {
   vi acc[M * N];
-  EACH(i, M * N) acc[i] = vi{}; END
-  int64_t k = 0;
-  for (; k + STEP <= depth; k += STEP) {
-    Some b[N];
+  EACH(i, M * N) acc[i] = sums[i / N * COLUMNS + i % N]; END
+  const int64_t three = 3 * x_stride;  // few addresses for many rows: base + 0, 1, 2, 3 strides
+  for (const int8_t* y = x + 4 * x_stride; num_quads; num_quads--, x += 4, y += 4, w += 4 * PANEL) {
+    vi some[N];
     EACH(n, N)
-      b[n] = take(w + n * depth + k);
-      __builtin_prefetch(w + (n + 2 * N) * depth + k, 0, 1);
+      some[n] = *(const vi*)(w + n * apart);
+      __builtin_prefetch(fetch.from + n * apart, 0, 2);
     END
+    fetch.from += fetch.apart;
     EACH(m, M)
-      Some a = take(x + m * depth + k);
-      EACH(n, N) acc[m * N + n] = dot(acc[m * N + n], a, b[n]); END
+      const Four a = four((m < 4 ? x : y) + (m % 4 == 3 ? three : m % 4 * x_stride));
+      EACH(n, N) acc[m * N + n] = dot(acc[m * N + n], some[n], a); END
     END
   }
-  if (k < depth) {
-    Some b[N];
-    EACH(n, N) b[n] = take(w + n * depth + k, depth - k); END
-    EACH(m, M)
-      Some a = take(x + m * depth + k, depth - k);
-      EACH(n, N) acc[m * N + n] = dot(acc[m * N + n], a, b[n]); END
-    END
-  }
-  vi all[16];  // N = 4 of them a row, absent ones zero
-  EACH(i, 16)
-    if constexpr (i / 4 < M && i % 4 < N)
-      all[i] = acc[i / 4 * N + i % 4];
-    else
-      all[i] = vi{};
-  END
-  const vi sums = totals(all) - to.zero * columns<N>(to.sum);
-  const vf y = __builtin_convertvector(sums, vf) * (each_row<M>(x_scale) * columns<N>(to.scale));
-  save<M, N>(out, width, to.bias ? y + columns<N>(to.bias) : y);
+  EACH(i, M * N) sums[i / N * COLUMNS + i % N] = acc[i]; END
 }
 
-template <int N, typename T>
-static void rows(T* out, int64_t width, const uint8_t* x, const float* x_scale, const int8_t* w, Scales to, int64_t count,
-                 int64_t depth) {
-  int64_t m = 0;
-  for (; m + 4 <= count; m += 4) tile<4, N>(out + m * width, width, x + m * depth, x_scale + m, w, to, depth);
-  out += m * width, x += m * depth, x_scale += m;
-  switch (count - m) {
-    case 3: tile<3, N>(out, width, x, x_scale, w, to, depth); break;
-    case 2: tile<2, N>(out, width, x, x_scale, w, to, depth); break;
-    case 1: tile<1, N>(out, width, x, x_scale, w, to, depth); break;
+template <int N>
+static void panels(const Output& out, const Tokens& x, const Weight& w, int64_t p, int64_t each, int64_t begin, int64_t count) {
+  const int64_t apart = w.panel(each) - w.panel(0), passes = (count + ROWS - 1) / ROWS;
+  alignas(64) vi sums[BAND * COLUMNS];
+  for (int64_t m = 0; m < count; m++)
+    for (int n = 0; n < N; n++) sums[m * COLUMNS + n] = vi{} + x.start[begin + m];
+  const uint8_t* at = w.panel(p);
+  for (int64_t k = 0; k < w.num_quads; k += SEGMENT / 4) {
+    const int64_t quads = w.num_quads - k < SEGMENT / 4 ? w.num_quads - k : SEGMENT / 4, bytes = quads * 4 * PANEL;
+    by_rows(count, [&](int64_t m, auto rows) {
+      const Fetch fetch = Fetch::of(at, bytes, m / ROWS, passes);
+      tile<rows, N>(sums + m * COLUMNS, x.q + (begin + m) * x.stride + k * 4, x.stride, at, apart, quads, fetch);
+    });
+    at += bytes;
   }
-}
-
-template <typename T>
-static void run(T* out, const uint8_t* x, const float* x_scale, const int8_t* w, Scales to, int64_t count, int64_t width,
-                int64_t depth) {
-#pragma omp parallel for num_threads(threads()) schedule(dynamic, 1)
-  for (int64_t panel = 0; panel < (width + PANEL - 1) / PANEL; panel++) {
-    const int64_t begin = panel * PANEL, end = begin + PANEL < width ? begin + PANEL : width;
-    for (int64_t m = 0; m < count; m += BAND) {
-      const int64_t some = count - m < BAND ? count - m : BAND;
-      for (int64_t n = begin; n < end;) {
-        Scales here{to.scale + n, to.sum + n, to.bias ? to.bias + n : to.bias, to.zero};
-        if (n + 4 <= end)
-          rows<4>(out + m * width + n, width, x + m * depth, x_scale + m, w + n * depth, here, some, depth), n += 4;
-        else
-          rows<1>(out + m * width + n, width, x + m * depth, x_scale + m, w + n * depth, here, some, depth), n += 1;
-      }
+  for (int n = 0; n < N; n++) {
+    const int64_t to = (p + n * each) * PANEL, left = out.width - to;
+    const vf scale = some(w.scale + to, left), bias = out.bias_at(to);
+    vi zeros = vi{};
+    if (w.zero)
+      for (int64_t i = 0; i < PANEL && i < left; i++) zeros[i] = w.zero * w.sum[to + i];
+    for (int64_t m = 0; m < count; m++) {
+      const vf y = __builtin_convertvector(sums[m * COLUMNS + n] - zeros, vf) * (scale * x.scale[begin + m]);
+      out.put_at(begin + m, to, out.bias ? y + bias : y);
     }
   }
 }
 
-EXPORT void llmd_int8_linear(void* out, const uint8_t* x, const float* x_scale, const int8_t* w, const float* w_scale,
-                             const int32_t* w_sum, const float* bias, int64_t count, int64_t width, int64_t depth,
-                             int64_t zero, int64_t dtype) {
-  Scales to{w_scale, w_sum, bias, MIDDLE + (int32_t)zero};
-  if (dtype == BF16)
-    run((bf16*)out, x, x_scale, w, to, count, width, depth);
-  else
-    run((float*)out, x, x_scale, w, to, count, width, depth);
-}
-
-static inline int32_t bits_of(float x) {
-  int32_t bits;
-  memcpy(&bits, &x, 4);
-  return bits & 0x7fffffff;
+static void multiply(const Output& out, const Tokens& x, const Weight& w, int64_t count) {
+  const Share share(out.width, count, BAND);
+#pragma omp for schedule(dynamic, share.chunk)
+  for (int64_t i = 0; i < share.each * share.bands; i++) {
+    const int64_t begin = i % share.bands * BAND;
+    share.at(i / share.bands, [&](int64_t p, auto columns) {
+      panels<columns>(out, x, w, p, share.each, begin, share.rows_at(begin, count));
+    });
+  }
 }
 
 static inline vf between(vf x, float low, float high) {
@@ -170,52 +92,90 @@ static inline vf between(vf x, float low, float high) {
   return x > high ? splat(high) : x;
 }
 
-// Each row of x to unsigned 8 bits: x_q = round(x / s) + 128 + zero, with s = max|x| / 127 of the row, or the one `given`.
+// A row of x to 8 bits: x_q = round(x / s) + zero, with s = max|x| / 127 of the row, or the one `given`. Where a value is not finite, so is no output of the row.
 template <typename T>
-static void quantize(uint8_t* out, float* scale, const T* x, const float* given, int64_t count, int64_t depth, int64_t stride,
-                     int32_t zero) {
-  const float low = -128.0f - zero, high = 127.0f - zero;
-#pragma omp parallel for num_threads(threads()) if (count * depth * (int64_t)sizeof(T) > PARALLEL_BYTES)
-  for (int64_t t = 0; t < count; t++) {
-    const T* row = x + t * stride;
-    vi top = vi{};  // the bits of |x| are ordered as |x| is, and a NaN is above all
-    int32_t highest = 0;
-    int64_t k = 0;
-    for (; k + L <= depth; k += L) {
-      vi bits = (vi)load(row + k) & 0x7fffffff, more = bits > top;
-      top = (bits & more) | (top & ~more);
-    }
-    for (; k < depth; k++) highest = bits_of(widen(row[k])) > highest ? bits_of(widen(row[k])) : highest;
-    for (int i = 0; i < L; i++) highest = top[i] > highest ? top[i] : highest;
-    if (highest >= 0x7f800000) {  // not finite: neither is any output of this row
-      scale[t] = __builtin_nanf("");
-      memset(out + t * depth, MIDDLE, depth);
-      continue;
-    }
-    float most;
-    memcpy(&most, &highest, 4);
-    float s = given ? *given : most / 127.0f;
-    if (s < 1.17549435e-38f) s = 1.17549435e-38f;
-    scale[t] = s;
-    float inverse = 1.0f / s;
-    const vf magic = splat(12582912.0f);  // adding it rounds to the nearest integer, halves to even
-    for (k = 0; k < depth; k += L) {
-      const int64_t some = depth - k < L ? depth - k : L;
-      T rest[L] = {};
-      if (some < L) memcpy(rest, row + k, some * sizeof(T));
-      const vf wide = load(some < L ? rest : row + k) * inverse;
-      vi q = (vi)(between(wide, low, high) + magic) - (vi)magic + (MIDDLE + zero);
-      typedef uint8_t vub __attribute__((vector_size(16)));
-      const vub narrowed = __builtin_convertvector(q, vub);
-      memcpy(out + t * depth + k, &narrowed, some);
-    }
+static void quantize(const Tokens& to, int64_t t, const T* x, const float* given, int64_t depth, int32_t zero) {
+  int8_t* q = to.q + t * to.stride;
+  vi top = vi{};
+  for (int64_t k = 0; k < depth; k += L) top = larger(top, size_of(some(x + k, depth - k)));
+  const int32_t highest = largest(top);
+  if (highest >= 0x7f800000) {
+    to.scale[t] = __builtin_nanf("");
+    to.start[t] = 0;
+    memset(q, 0, depth);
+    return;
   }
+  float s = given ? *given : float_of(highest) / 127.0f;
+  if (s < 1.17549435e-38f) s = 1.17549435e-38f;
+  const float inverse = 1.0f / s, low = -128.0f - zero, high = 127.0f - zero;
+  vi sums = vi{};
+  for (int64_t k = 0; k < depth; k += L) {
+    vi whole = nearest(between(some(x + k, depth - k) * inverse, low, high)) + zero;
+    if (depth - k < L)
+      for (int64_t i = depth - k; i < L; i++) whole[i] = 0;
+    sums += whole;
+    put_bytes(q + k, whole);
+  }
+  to.scale[t] = s;
+  to.start[t] = -128 * total(sums);
 }
 
-EXPORT void llmd_quantize_rows(uint8_t* out, float* scale, const void* x, const float* given, int64_t count, int64_t depth,
-                               int64_t stride, int64_t zero, int64_t dtype) {
+static inline void quantize(const Tokens& to, int64_t t, const void* x, int64_t stride, int64_t dtype, const float* given,
+                            int64_t depth, int32_t zero) {
   if (dtype == BF16)
-    quantize(out, scale, (const bf16*)x, given, count, depth, stride, (int32_t)zero);
+    quantize(to, t, (const bf16*)x + t * stride, given, depth, zero);
   else
-    quantize(out, scale, (const float*)x, given, count, depth, stride, (int32_t)zero);
+    quantize(to, t, (const float*)x + t * stride, given, depth, zero);
 }
+
+// Where `count` quantized rows, and those that tiles may reach beyond them, lie in `memory`.
+static inline int64_t bytes_of(int64_t count, int64_t stride) { return reached(count) * stride + 8 * count; }
+static inline Tokens tokens_in(uint8_t* memory, int64_t count, int64_t stride) {
+  uint8_t* rest = memory + reached(count) * stride;
+  return {(int8_t*)memory, (float*)rest, (int32_t*)(rest + 4 * count), stride};
+}
+
+// `scratch`: (rows, to the next 8) . (features, to the next odd 64) + 8 . rows bytes
+EXPORT void llmd_int8_linear(void* out, const void* x, const float* given, const uint8_t* packed, const float* scale,
+                             const int32_t* sum, const void* bias, uint8_t* scratch, int64_t count, int64_t width,
+                             int64_t depth, int64_t x_stride, int64_t zero, int64_t dtype, int64_t out_dtype,
+                             int64_t bias_dtype) {
+  const Output to{out, bias, width, out_dtype, bias_dtype};
+  const Weight w{packed, scale, sum, quads_of(depth), (int32_t)zero};
+  const int64_t stride = spread(depth);
+  team(width * depth, [&] {
+    alignas(64) uint8_t own[OWN];
+    const bool is_small = bytes_of(count, stride) <= OWN;
+    const Tokens tokens = tokens_in(is_small ? own : scratch, count, stride);
+    if (is_small)
+      for (int64_t t = 0; t < count; t++) quantize(tokens, t, x, x_stride, dtype, given, depth, (int32_t)zero);
+    else
+#pragma omp for
+      for (int64_t t = 0; t < count; t++) quantize(tokens, t, x, x_stride, dtype, given, depth, (int32_t)zero);
+    multiply(to, tokens, w, count);
+  });
+}
+REPLAYABLE(llmd_int8_linear)
+
+// out[i] = W[ids[i]] * its scale; an id outside stands for the nearest one inside.
+template <typename T>
+static void look_up(T* out, const uint8_t* packed, float scale, int64_t id, int64_t depth) {
+  const uint8_t* row = packed + id / PANEL * quads_of(depth) * 4 * PANEL + id % PANEL * 4;
+  for (int64_t k = 0; k < depth; k += 4, row += 4 * PANEL)
+    for (int64_t i = 0; i < 4 && k + i < depth; i++) narrow(out + k + i, (row[i] - 128) * scale);
+}
+
+EXPORT void llmd_int8_rows(void* out, const int64_t* ids, const uint8_t* packed, const float* scale, int64_t count,
+                           int64_t num_ids, int64_t depth, int64_t dtype) {
+  team(count * depth * 16, [=] {  // a line of memory for four values
+#pragma omp for
+    for (int64_t i = 0; i < count; i++) {
+      const int64_t id = ids[i] < 0 ? 0 : ids[i] < num_ids ? ids[i] : num_ids - 1;
+      if (dtype == BF16)
+        look_up((bf16*)out + i * depth, packed, scale[id], id, depth);
+      else
+        look_up((float*)out + i * depth, packed, scale[id], id, depth);
+    }
+  });
+}
+REPLAYABLE(llmd_int8_rows)

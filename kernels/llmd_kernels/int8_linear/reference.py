@@ -17,6 +17,13 @@ def quantize_tokens(
     return (wide * (1 / scale)).round_().clamp_(-128 - x_zero, 127 - x_zero), scale
 
 
+def quantize_channels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N, K] → int8 [N, K] and float32 scales [N] with weight ≈ int8 · scale."""
+    wide = weight.float()
+    scale = (wide.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.float32).tiny)
+    return (wide / scale.unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8), scale
+
+
 def int8_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -24,8 +31,9 @@ def int8_linear(
     bias: torch.Tensor | None,
     x_scale: torch.Tensor | None = None,
     x_zero: int = 0,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """x [M, K], weight [N, K] int8, scale [N], bias [N] → [M, N] in x's dtype; sums in float32."""
+    """x [M, K], weight [N, K] int8, scale [N], bias [N] → [M, N] in `out_dtype`, by default x's; sums in float32."""
     tokens, token_scale = quantize_tokens(x, x_scale, x_zero)
     y = (tokens @ weight.float().T) * (token_scale * scale)
-    return (y if bias is None else y + bias).to(x.dtype)
+    return (y if bias is None else y + bias.float()).to(out_dtype or x.dtype)

@@ -56,7 +56,7 @@ def multiply(
         * tl.load(w_scale + n, mask=n < width, other=0.0)[None, :]
     )
     if HAS_BIAS:
-        y += tl.load(bias + n, mask=n < width, other=0.0)[None, :]
+        y += tl.load(bias + n, mask=n < width, other=0.0).to(tl.float32)[None, :]
     place = m.to(tl.int64)[:, None] * width + n[None, :]
     tl.store(out + place, y.to(out.dtype.element_ty), mask=(m < num_rows)[:, None] & (n < width)[None, :])
 
@@ -69,8 +69,9 @@ def int8_linear(
     bias: torch.Tensor | None,
     x_scale: torch.Tensor | None,
     x_zero: int,
+    out_dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """x [M, K], weight [N, K] int8 with dense rows, x_scale one float32 or None → [M, N] in x's dtype."""
+    """x [M, K], weight [N, K] int8 with dense rows, x_scale one float32 or None → [M, N] in `out_dtype`, by default x's."""
     if x.stride(1) != 1:
         x = x.contiguous()
     (num_rows, depth), width, tile = x.shape, weight.shape[0], tile_for(x.shape[0])
@@ -80,7 +81,7 @@ def int8_linear(
         quantized, token_scale, x, x_scale, num_rows, depth, x.stride(0), x_zero,
         HAS_GIVEN=x_scale is not None, BLOCK=1024,
     )  # fmt: skip
-    out = torch.empty(num_rows, width, dtype=x.dtype, device=x.device)
+    out = torch.empty(num_rows, width, dtype=out_dtype or x.dtype, device=x.device)
     multiply[(triton.cdiv(width, tile.block_n), triton.cdiv(num_rows, tile.block_m))](
         out, quantized, weight, token_scale, scale, row_sums, bias, num_rows, width, depth, x_zero,
         HAS_BIAS=bias is not None, BLOCK_M=tile.block_m, BLOCK_N=tile.block_n, BLOCK_K=tile.block_k, num_warps=tile.warps,

@@ -71,20 +71,22 @@ static void rows(T* out, int64_t out_stride, const bf16* x, int64_t x_stride, co
 template <typename T>
 static void run(T* out, const bf16* x, const bf16* w, const bf16* bias, int64_t count, int64_t width, int64_t depth,
                 int64_t x_stride, int64_t w_stride) {
-#pragma omp parallel for num_threads(threads()) schedule(dynamic, 1)
-  for (int64_t panel = 0; panel < (width + PANEL - 1) / PANEL; panel++) {
-    const int64_t begin = panel * PANEL, end = begin + PANEL < width ? begin + PANEL : width;
-    for (int64_t m = 0; m < count; m += BAND) {
-      const int64_t some = count - m < BAND ? count - m : BAND;
-      int64_t n = begin;
-      for (; n + 4 <= end; n += 4)
-        rows<4>(out + m * width + n, width, x + m * x_stride, x_stride, w + n * w_stride, w_stride, bias ? bias + n : bias,
-                some, depth);
-      for (; n < end; n++)
-        rows<1>(out + m * width + n, width, x + m * x_stride, x_stride, w + n * w_stride, w_stride, bias ? bias + n : bias,
-                some, depth);
+  team(width * depth * (int64_t)sizeof(bf16), [=] {
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t panel = 0; panel < (width + PANEL - 1) / PANEL; panel++) {
+      const int64_t begin = panel * PANEL, end = begin + PANEL < width ? begin + PANEL : width;
+      for (int64_t m = 0; m < count; m += BAND) {
+        const int64_t some = count - m < BAND ? count - m : BAND;
+        int64_t n = begin;
+        for (; n + 4 <= end; n += 4)
+          rows<4>(out + m * width + n, width, x + m * x_stride, x_stride, w + n * w_stride, w_stride, bias ? bias + n : bias,
+                  some, depth);
+        for (; n < end; n++)
+          rows<1>(out + m * width + n, width, x + m * x_stride, x_stride, w + n * w_stride, w_stride, bias ? bias + n : bias,
+                  some, depth);
+      }
     }
-  }
+  });
 }
 
 EXPORT void llmd_linear(void* out, const bf16* x, const bf16* w, const bf16* bias, int64_t count, int64_t width,
@@ -94,3 +96,4 @@ EXPORT void llmd_linear(void* out, const bf16* x, const bf16* w, const bf16* bia
   else
     run((float*)out, x, w, bias, count, width, depth, x_stride, w_stride);
 }
+REPLAYABLE(llmd_linear)

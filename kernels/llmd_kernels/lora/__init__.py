@@ -18,7 +18,7 @@ from llmd_kernels.lora import cpu, reference
 class LoraRows(NamedTuple):
     """Which rows of x use which slot."""
 
-    tokens: torch.Tensor  # [n] int32, rows of x that use one, slot by slot
+    tokens: torch.Tensor  # [n] int32, rows of x that use one, slot by slot; what is behind the last slot's means nothing
     starts: torch.Tensor  # [S + 1] int32, where each slot's rows begin among `tokens`
     spans: tuple[tuple[int, int, int], ...]  # (slot, begin, end) of the slots in use, known on the host
 

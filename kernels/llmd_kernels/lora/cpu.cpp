@@ -134,8 +134,7 @@ static void run(Y* y, const T* x, const T* a, const T* b, const int32_t* ranks, 
       }
     }
   const int64_t hidden_stride = num_parts * max_rank;
-#pragma omp parallel num_threads(work < PARALLEL_BYTES ? 1 : threads())
-  {
+  team(work, [&] {
 #pragma omp for schedule(static)
     for (size_t i = 0; i < shrinks.size(); i++) {
       const Unit u = shrinks[i];
@@ -164,7 +163,7 @@ static void run(Y* y, const T* x, const T* a, const T* b, const int32_t* ranks, 
       for (; m + 4 <= u.end; m += 4) point(4), expand_row<4>(rows, h, from, width, rank, u.last - u.first);
       for (; m < u.end; m++) point(1), expand_one(rows[0], h[0], from, width, rank, u.last - u.first);
     }
-  }
+  });
 }
 
 EXPORT void llmd_lora(void* y, const void* x, const void* a, const void* b, const int32_t* ranks, const int32_t* tokens,
@@ -181,3 +180,4 @@ EXPORT void llmd_lora(void* y, const void* x, const void* a, const void* b, cons
   else
     y_dtype == BF16 ? call((bf16*)y, (float*)nullptr) : call((float*)y, (float*)nullptr);
 }
+REPLAYABLE(llmd_lora)

@@ -296,10 +296,13 @@ static void run(const Args& g) {
   int64_t num_split, positions = 0;
   const std::vector<Unit> units = plan(g, num_split);
   for (const Unit& u : units) positions += (u.end - u.begin) * (1 + u.count / 4);
-  std::vector<float> partial(num_split * size);
-#pragma omp parallel num_threads(threads()) if (units.size() > 1 && positions * g.dim * 4 > PARALLEL_BYTES)
-  {
+  team(units.size() > 1 ? positions * g.dim * 4 : 0, [&] {
     Scratch w(g.dim, padded);
+    float* partial = nullptr;  // one for the whole team
+    if (num_split) {
+#pragma omp single copyprivate(partial)
+      partial = new float[num_split * size];
+    }
     // Long tiles of a prompt come last in their row: hand out from the end, so that the longest start first.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t i = (int64_t)units.size() - 1; i >= 0; i--) {
@@ -309,17 +312,18 @@ static void run(const Args& g) {
         write<Q>(g, u, w.o, w.total, padded);
         continue;
       }
-      float* to = partial.data() + (u.group_id + u.part) * size;
+      float* to = partial + (u.group_id + u.part) * size;
       memcpy(to, w.o, group * padded * sizeof(float));
       memcpy(to + group * padded, w.high, group * sizeof(float));
       memcpy(to + group * (padded + 1), w.total, group * sizeof(float));
     }
-    if (num_split) {
+    if (!num_split) return;
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t i = 0; i < (int64_t)units.size(); i++)
-        if (units[i].num_parts > 1 && units[i].part == 0) merge<Q>(g, units[i], partial.data(), padded);
-    }
-  }
+    for (int64_t i = 0; i < (int64_t)units.size(); i++)
+      if (units[i].num_parts > 1 && units[i].part == 0) merge<Q>(g, units[i], partial, padded);
+#pragma omp single
+    delete[] partial;
+  });
 }
 
 template <typename Q>
@@ -344,3 +348,4 @@ EXPORT void llmd_paged_attention(void* out, const void* q, const void* keys, con
          block_stride, token_stride, dim, scale_stride, window};
   dtype == BF16 ? choose<bf16>(g, kv_dtype) : choose<float>(g, kv_dtype);
 }
+REPLAYABLE(llmd_paged_attention)

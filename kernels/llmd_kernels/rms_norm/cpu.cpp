@@ -32,11 +32,13 @@ static void row(T* out, const T* x, T* residual, const T* w, float eps, int64_t 
 template <typename T>
 static void run(T* out, const T* x, T* residual, const T* w, float eps, int64_t outer, int64_t outer_stride,
                 int64_t inner, int64_t inner_stride, int64_t dim) {
-#pragma omp parallel for num_threads(threads()) if (outer * inner * dim * (int64_t)sizeof(T) > PARALLEL_BYTES)
-  for (int64_t t = 0; t < outer; t++)
-    for (int64_t h = 0; h < inner; h++)
-      row(out + (t * inner + h) * dim, x + t * outer_stride + h * inner_stride,
-          residual ? residual + t * outer_stride : nullptr, w, eps, dim);
+  team(outer * inner * dim * (int64_t)sizeof(T), [=] {
+#pragma omp for
+    for (int64_t t = 0; t < outer; t++)
+      for (int64_t h = 0; h < inner; h++)
+        row(out + (t * inner + h) * dim, x + t * outer_stride + h * inner_stride,
+            residual ? residual + t * outer_stride : nullptr, w, eps, dim);
+  });
 }
 
 EXPORT void llmd_rms_norm(void* out, const void* x, void* residual, const void* w, float eps, int64_t outer,
@@ -46,5 +48,4 @@ EXPORT void llmd_rms_norm(void* out, const void* x, void* residual, const void* 
   else
     run((float*)out, (const float*)x, (float*)residual, (const float*)w, eps, outer, outer_stride, inner, inner_stride, dim);
 }
-
-EXPORT void llmd_set_num_threads(int64_t count) { threads() = count < 1 ? 1 : (int)count; }
+REPLAYABLE(llmd_rms_norm)

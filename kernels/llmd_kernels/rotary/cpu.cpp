@@ -18,13 +18,15 @@ static void turn(T* head, const float* cos, const float* sin, int64_t half) {
 template <typename T>
 static void run(T* q, T* k, const int64_t* positions, const float* cos_sin, int64_t tokens, int64_t heads,
                 int64_t kv_heads, int64_t dim, int64_t rot, int64_t q_stride, int64_t k_stride, int64_t max_position) {
-#pragma omp parallel for num_threads(threads()) if (tokens * (heads + kv_heads) * dim * (int64_t)sizeof(T) > PARALLEL_BYTES)
-  for (int64_t t = 0; t < tokens; t++) {
-    int64_t position = positions[t] < 0 ? 0 : positions[t] < max_position ? positions[t] : max_position - 1;
-    const float *cos = cos_sin + position * rot, *sin = cos + rot / 2;
-    for (int64_t h = 0; h < heads; h++) turn(q + t * q_stride + h * dim, cos, sin, rot / 2);
-    for (int64_t h = 0; h < kv_heads; h++) turn(k + t * k_stride + h * dim, cos, sin, rot / 2);
-  }
+  team(tokens * (heads + kv_heads) * dim * (int64_t)sizeof(T), [=] {
+#pragma omp for
+    for (int64_t t = 0; t < tokens; t++) {
+      int64_t position = positions[t] < 0 ? 0 : positions[t] < max_position ? positions[t] : max_position - 1;
+      const float *cos = cos_sin + position * rot, *sin = cos + rot / 2;
+      for (int64_t h = 0; h < heads; h++) turn(q + t * q_stride + h * dim, cos, sin, rot / 2);
+      for (int64_t h = 0; h < kv_heads; h++) turn(k + t * k_stride + h * dim, cos, sin, rot / 2);
+    }
+  });
 }
 
 EXPORT void llmd_rotary(void* q, void* k, const int64_t* positions, const float* cos_sin, int64_t tokens, int64_t heads,
@@ -35,3 +37,4 @@ EXPORT void llmd_rotary(void* q, void* k, const int64_t* positions, const float*
   else
     run((float*)q, (float*)k, positions, cos_sin, tokens, heads, kv_heads, dim, rot, q_stride, k_stride, max_position);
 }
+REPLAYABLE(llmd_rotary)

@@ -54,22 +54,24 @@ static void quantize(T* to, bf16* scale, const S* from, int64_t dim, float limit
 template <typename S, typename T>
 static void run(const Args& g, const S* k, const S* v, T* keys, T* values, bf16* key_scales, bf16* value_scales) {
   const int64_t width = g.heads * g.dim;
-#pragma omp parallel for num_threads(threads()) if (g.tokens * width * 2 * (int64_t)sizeof(T) > PARALLEL_BYTES)
-  for (int64_t t = 0; t < g.tokens; t++) {
-    const int64_t block = g.slots[t] / g.block_size, offset = g.slots[t] % g.block_size;
-    const int64_t at = block * g.block_stride + offset * width;
-    if constexpr (sizeof(T) > 1) {
-      copy(keys + at, k + t * g.k_stride, width);
-      copy(values + at, v + t * g.v_stride, width);
-    } else {
-      const int64_t line = block * g.scale_stride + offset * g.heads;
-      const float limit = std::is_same<T, e4m3>::value ? 448.0f : 127.0f;
-      for (int64_t h = 0; h < g.heads; h++) {
-        quantize(keys + at + h * g.dim, key_scales + line + h, k + t * g.k_stride + h * g.dim, g.dim, limit);
-        quantize(values + at + h * g.dim, value_scales + line + h, v + t * g.v_stride + h * g.dim, g.dim, limit);
+  team(g.tokens * width * 2 * (int64_t)sizeof(T), [=] {
+#pragma omp for
+    for (int64_t t = 0; t < g.tokens; t++) {
+      const int64_t block = g.slots[t] / g.block_size, offset = g.slots[t] % g.block_size;
+      const int64_t at = block * g.block_stride + offset * width;
+      if constexpr (sizeof(T) > 1) {
+        copy(keys + at, k + t * g.k_stride, width);
+        copy(values + at, v + t * g.v_stride, width);
+      } else {
+        const int64_t line = block * g.scale_stride + offset * g.heads;
+        const float limit = std::is_same<T, e4m3>::value ? 448.0f : 127.0f;
+        for (int64_t h = 0; h < g.heads; h++) {
+          quantize(keys + at + h * g.dim, key_scales + line + h, k + t * g.k_stride + h * g.dim, g.dim, limit);
+          quantize(values + at + h * g.dim, value_scales + line + h, v + t * g.v_stride + h * g.dim, g.dim, limit);
+        }
       }
     }
-  }
+  });
 }
 
 template <typename S>
@@ -93,3 +95,4 @@ EXPORT void llmd_store_kv(const void* k, const void* v, void* keys, void* values
   else
     choose<float>(g, k, v, keys, values, key_scales, value_scales, kv_dtype);
 }
+REPLAYABLE(llmd_store_kv)

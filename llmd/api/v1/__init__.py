@@ -75,14 +75,15 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.batch import Batch as Batch
     from llmd.model.config import ArchitectureConfig as ArchitectureConfig
     from llmd.model.executor import ThreadExecutor as ThreadExecutor
+    from llmd.model.head_start import head_start as head_start
     from llmd.model.layers import Embedding as Embedding
     from llmd.model.layers import Layer as Layer
     from llmd.model.layers import Layers as Layers
     from llmd.model.layers import Linear as Linear
     from llmd.model.layers import LMHead as LMHead
     from llmd.model.layers import WeightSlot as WeightSlot
-    from llmd.model.loader import Checkpoint as Checkpoint
-    from llmd.model.loader import TensorInfo as TensorInfo
+    from llmd.model.layers.recurrence import linear_recurrence as linear_recurrence
+    from llmd.model.layers.recurrence import short_convolution as short_convolution
     from llmd.model.logits import LogitsContext as LogitsContext
     from llmd.model.logits import LogitsProcessor as LogitsProcessor
     from llmd.model.logits import Rows as Rows
@@ -95,6 +96,11 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.sampler import Sampler as Sampler
     from llmd.model.sampler import SamplerContext as SamplerContext
     from llmd.model.sampler import TorchSampler as TorchSampler
+    from llmd.model.sampler_triton import TritonSampler as TritonSampler
+    from llmd.model.states import RowState as RowState
+    from llmd.model.weight_memory import MappedFile as MappedFile
+    from llmd.model.weight_names import TensorInfo as TensorInfo
+    from llmd.model.weights import Checkpoint as Checkpoint
     from llmd.offline import LLM as LLM
     from llmd.plugin.specs import AdapterFormatSpec as AdapterFormatSpec
     from llmd.plugin.specs import ArchitectureSpec as ArchitectureSpec
@@ -356,6 +362,8 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "llmd.model.batch": ("Batch",),
     "llmd.model.config": ("ArchitectureConfig",),
     "llmd.model.executor": ("ThreadExecutor",),
+    "llmd.model.head_start": ("head_start",),
+    "llmd.model.weight_memory": ("MappedFile",),
     "llmd.model.layers": (
         "Embedding",
         "Layer",
@@ -364,9 +372,9 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "LMHead",
         "WeightSlot",
     ),
-    "llmd.model.loader": (
-        "Checkpoint",
-        "TensorInfo",
+    "llmd.model.layers.recurrence": (
+        "linear_recurrence",
+        "short_convolution",
     ),
     "llmd.model.parts": ("ModelParts",),
     "llmd.model.quantization": (
@@ -386,6 +394,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "SamplerContext",
         "TorchSampler",
     ),
+    "llmd.model.sampler_triton": ("TritonSampler",),
+    "llmd.model.states": ("RowState",),
+    "llmd.model.weight_names": ("TensorInfo",),
+    "llmd.model.weights": ("Checkpoint",),
     "llmd.text.structured": (
         "Constraint",
         "GrammarCompiler",

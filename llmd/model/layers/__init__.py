@@ -3,7 +3,7 @@ dtypes or devices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +17,7 @@ from llmd.model.layers.linear import Linear, Part
 from llmd.model.layers.norm import LayerNorm, RMSNorm
 from llmd.model.layers.parameters import Layer, Shard, Slice, WeightSlot
 from llmd.model.layers.rotary import Rotary
+from llmd.model.states import RowState, StateShape, check_shape
 
 if TYPE_CHECKING:
     from llmd.model.attention import AttentionBackend, AttentionExtras
@@ -48,6 +49,8 @@ class Layers:
         self.shard = shard or Shard()
         self.num_heads = self.shard.part(config.num_heads, "num_attention_heads")  # of this rank
         self.num_kv_heads = max(1, config.num_kv_heads // self.shard.world)  # of this rank
+        self.states: list[StateShape] = []  # that the layers asked for, in their order
+        self.kv_layers: dict[int, int] = {}  # of layers with attention: which of the KV pool's layers is theirs
         self._rotaries: dict[tuple[RopeConfig, int], Rotary] = {}
 
     def embedding(self, num_entries: int | None = None) -> Embedding:
@@ -123,7 +126,17 @@ class Layers:
     def attention(self, index: int, *, scale: float | None = None, extras: AttentionExtras | None = None) -> Attention:
         """Attention of layer `index`; `extras`: a soft cap, sinks or slopes."""
         window = self.config.windows[index] if self.config.windows else None
-        return Attention(self.backend, index, scale or self.config.head_dim**-0.5, window, extras)
+        place = self.kv_layers.setdefault(index, len(self.kv_layers))
+        return Attention(self.backend, place, scale or self.config.head_dim**-0.5, window, extras)
+
+    def state(self, shape: Sequence[int], dtype: torch.dtype | None = None) -> RowState:
+        """A tensor that every row keeps from step to step, in the model's dtype or `dtype` (float32 for what is summed up).
+
+        The architecture's spec must say `has_state=True`. Raises ModelError for a shape that cannot be kept.
+        """
+        kept = check_shape(shape, dtype or self.dtype)
+        self.states.append(kept)
+        return RowState(len(self.states) - 1, kept.shape, kept.dtype)
 
     def encoder_attention(self, *, window: int | None = None) -> EncoderAttention:
         """Attention among all tokens of a sequence, or those at most `window` away."""

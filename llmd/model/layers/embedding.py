@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 
 from llmd.errors import ModelError
 from llmd.model.layers.linear import Linear, Part
 from llmd.model.layers.parameters import Layer, Slice, Slots, WeightSlot
+from llmd_kernels.embedding import embedding
 from llmd_kernels.linear import linear
 
 if TYPE_CHECKING:
@@ -35,6 +35,11 @@ class Embedding(Layer):
         self.adapters: Slots | None = None  # where the model serves adapters
 
     @property
+    def keeps_weights(self) -> bool:
+        """Whether no method makes something else of the table."""
+        return self.method is None
+
+    @property
     def table(self) -> torch.Tensor:
         """[vocab_size, hidden_size]."""
         return self.weight if self.method is None else self.method.dense_weight(self).to(self.dtype)
@@ -52,7 +57,7 @@ class Embedding(Layer):
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """[T] int64 → [T, hidden_size]."""
-        y = F.embedding(input_ids, self.weight) if self.method is None else self.method.rows(self, input_ids)
+        y = embedding(input_ids, self.weight) if self.method is None else self.method.rows(self, input_ids)
         return y if self.adapters is None else self.adapters.add(input_ids, y)
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from llmd.errors import ModelError
-from llmd.model.layers.parameters import Layer, Shard, Slice, WeightSlot, copy_into
+from llmd.model.layers.parameters import Layer, Shard, Slice, WeightSlot
+from llmd.model.weight_memory import copy_into
 
 if TYPE_CHECKING:
     from llmd.model.layers.parameters import Slots
@@ -65,6 +66,11 @@ class Linear(Layer):
         self.pieces: nn.ModuleList | None = None  # linears within this one, which hold what it computes with
         self.is_piece = False  # it is within another, and nobody else's affair
         self.adapters: Slots | None = None  # where the model serves adapters
+
+    @property
+    def keeps_weights(self) -> bool:
+        """As its method says; most make something else of what is loaded."""
+        return bool(getattr(self.method, "keeps_weights", False))
 
     @property
     def checkpoint_names(self) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from llmd.errors import ModelError
+from llmd.model.weight_memory import WeightMemory, copy_into, scratch
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,7 @@ class Layer(nn.Module):
 
     name: str = ""  # where it stands in the model; set by the loader
     device: torch.device  # where its memory will be
+    memory: WeightMemory | None = None  # what weights are kept in while they load on a CPU; set by the loader
 
     def add_parameter(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> None:
         """Declare a parameter of this rank's shape."""
@@ -86,10 +88,20 @@ class Layer(nn.Module):
         parameter = self._parameters[name]
         assert parameter is not None
         if parameter.is_meta:
-            data = torch.empty(parameter.shape, dtype=parameter.dtype, device=self.device)
+            data = self._allocate(parameter.shape, parameter.dtype)
             self._parameters[name] = nn.Parameter(data, requires_grad=False)
             return data
         return parameter.data
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether what is loaded is what will be read, not what that will be made of."""
+        return True
+
+    def _allocate(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        if self.memory is None:
+            return torch.empty(tuple(shape), dtype=dtype, device=self.device)
+        return self.memory.empty(shape, dtype) if self.keeps_weights else scratch(shape, dtype)
 
     def weight_slots(self) -> Iterator[WeightSlot]:
         """What this layer wants from the checkpoint; here: each parameter, whole, under its own name."""
@@ -102,8 +114,3 @@ class Layer(nn.Module):
 
     def _loader(self, name: str) -> Callable[[torch.Tensor], None]:
         return lambda tensor: copy_into(self.materialize(name), tensor)
-
-
-def copy_into(target: torch.Tensor, tensor: torch.Tensor) -> None:
-    """Copy with a cast on the way."""
-    target.copy_(tensor)

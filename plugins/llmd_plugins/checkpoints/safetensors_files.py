@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from llmd.api.v1 import ModelError, TensorInfo, WeightSlot
+from llmd.api.v1 import MappedFile, ModelError, TensorInfo, WeightSlot
 from llmd_plugins.checkpoints.safetensors import INDEX
 
 _MAX_HEADER_BYTES = 100 << 20
@@ -116,25 +115,11 @@ def _entry(path: Path, name: str, fields: Any, base: int) -> _Entry:
 
 
 def _read(path: Path, entries: Mapping[str, _Entry], names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY) as mapping:
-        if hasattr(mmap, "MADV_WILLNEED"):
-            mapping.madvise(mmap.MADV_WILLNEED)
+    with MappedFile(path) as file:
         tensor: torch.Tensor | None = None
         for name in names:
             entry = entries[name]
-            if entry.size:
-                count = math.prod(entry.shape)
-                tensor = torch.frombuffer(mapping, dtype=entry.dtype, count=count, offset=entry.start).view(entry.shape)
-            else:
-                tensor = torch.empty(entry.shape, dtype=entry.dtype)
+            tensor = file.tensor(entry.dtype, entry.shape, entry.start)
             yield name, tensor
             tensor = None  # the mapping cannot be closed, nor its pages given back, while a view of it lives
-            _give_back(mapping, entry)
-
-
-def _give_back(mapping: mmap.mmap, entry: _Entry) -> None:
-    """Drop the whole pages of a tensor that was copied."""
-    start = -(-entry.start // mmap.PAGESIZE) * mmap.PAGESIZE
-    size = (entry.start + entry.size) // mmap.PAGESIZE * mmap.PAGESIZE - start
-    if size > 0 and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED, start, size)
+            file.give_back(entry.start, entry.size)

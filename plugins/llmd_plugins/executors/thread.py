@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from typing import TYPE_CHECKING
 
-from llmd.api.v1 import ExecutorSpec, hookimpl
+from llmd.api.v1 import ExecutorSpec, head_start, hookimpl
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -14,8 +13,6 @@ if TYPE_CHECKING:
 
 
 def _executor_class() -> type[ThreadExecutor]:
-    # Read once, when torch loads its OpenMP runtime: long spinning starves whatever shares the cores.
-    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     from llmd.api.v1 import ThreadExecutor
 
     return ThreadExecutor
@@ -29,6 +26,7 @@ def _warm_up() -> None:
 def _build(
     config: ModelConfig, *, path: Path, cache: CacheConfig, scheduler: SchedulerConfig, parts: ModelParts
 ) -> Executor:
+    head_start(config, path, parts)
     return _executor_class()(config, cache, scheduler, path, parts)
 
 

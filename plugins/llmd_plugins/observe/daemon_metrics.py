@@ -96,23 +96,21 @@ def _memory_families(models: list[Any]) -> Iterator[Metric]:
     weights = GaugeMetricFamily("llmd_weights_bytes", "Size of the weights.", labels=["model_name"])
     kv = GaugeMetricFamily("llmd_kv_pool_bytes", "Size of the KV pool.", labels=["model_name"])
     bandwidth = GaugeMetricFamily(
-        "llmd_memory_bandwidth_bytes_per_second", "Of the device, as measured at start-up.", labels=["model_name"]
+        "llmd_memory_bandwidth_bytes_per_second", "Of the device, as measured.", labels=["model_name"]
+    )
+    utilization = GaugeMetricFamily(
+        "llmd_memory_bandwidth_utilization", "Share of it that the last decode steps achieved (MBU).", labels=["model_name"]
     )
     for model in models:
-        name, info = model.names[0], model.engine.info
-        read.add_metric([name], read_bytes(info, model.engine.stats()))
+        name, info, stats = model.names[0], model.engine.info, model.engine.stats()
+        read.add_metric([name], stats.read_bytes)
+        if stats.memory_utilization is not None:
+            utilization.add_metric([name], stats.memory_utilization)
         weights.add_metric([name], info.weights_bytes)
         kv.add_metric([name], info.kv_bytes)
         if measured := info.facts.get("memory_bandwidth"):
             bandwidth.add_metric([name], measured)
-    yield from (read, weights, kv, bandwidth)
-
-
-def read_bytes(info: Any, stats: Any) -> float:
-    """All weights once a step, and the KV of every position that its rows attend to."""
-    num_slots = info.num_blocks * info.block_size
-    per_token = info.kv_bytes / num_slots * max(len(info.kv_groups), 1) if num_slots else 0.0
-    return float(stats.num_steps * info.weights_bytes + stats.num_context_tokens * per_token)
+    yield from (read, weights, kv, bandwidth, utilization)
 
 
 def _cache_config_info(context: Any) -> Metric:

@@ -11,13 +11,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmd.api.v1 import Linear, ModelError, PartMethods, QuantMethod
 from llmd_kernels.codebook_linear import pack
+from llmd_kernels.int8_linear import pack as pack_int8
 from llmd_plugins.quantization.bitsandbytes import BitsAndBytesConfig, is_bitsandbytes
 from llmd_plugins.quantization.int8_linear import Int8Linear
 from llmd_plugins.quantization.nf4_linear import CodebookLinear
+from llmd_plugins.quantization.online import keep_int8
 from llmd_plugins.quantization.settings import by_parts, is_among
 from llmd_plugins.quantization.stored import add_bias, finish_bias, taken, taken_scale
 
@@ -128,12 +130,4 @@ class StoredInt8Linear(Int8Linear):
     def finish_weights(self, layer: Linear) -> None:
         finish_bias(layer)
         scale = taken_scale(layer, "SCB") / 127
-        weight = taken(layer, "weight")
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.register_buffer("weight_scale", scale)
-        layer.register_buffer("weight_sums", _row_sums(weight))
-        layer.register_buffer("wide_bias", None if layer.bias is None else layer.bias.to(torch.float32))
-
-
-def _row_sums(weight: Tensor) -> Tensor:
-    return torch.cat([part.sum(1, dtype=torch.int32) for part in weight.split(1024)])
+        keep_int8(layer, pack_int8(taken(layer, "weight"), scale))

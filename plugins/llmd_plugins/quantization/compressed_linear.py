@@ -10,13 +10,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from llmd.api.v1 import Linear, ModelError, QuantMethod
+from llmd_kernels.int8_linear import pack
 from llmd_plugins.quantization.compressed_tensors import CompressedConfig, WeightScheme, is_compressed
 from llmd_plugins.quantization.fp4_linear import Fp4Linear
 from llmd_plugins.quantization.fp8_linear import Fp8Layout, Fp8Linear
 from llmd_plugins.quantization.int8_linear import Int8Linear
+from llmd_plugins.quantization.online import keep_int8
 from llmd_plugins.quantization.settings import by_parts
 from llmd_plugins.quantization.stored import (
     Grouped,
@@ -165,11 +167,7 @@ class WholeInts(Int8Linear):
     def finish_weights(self, layer: Linear) -> None:
         _drop_input_scale(layer)
         finish_bias(layer)
-        weight = taken(layer, "weight")
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.register_buffer("weight_scale", _take_scale(layer, self._scheme).flatten())
-        layer.register_buffer("weight_sums", weight.sum(1, dtype=torch.int32))
-        layer.register_buffer("wide_bias", None if layer.bias is None else layer.bias.to(torch.float32))
+        keep_int8(layer, pack(taken(layer, "weight"), _take_scale(layer, self._scheme).flatten()))
 
 
 class GroupedInts(Grouped):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from llmd.api.v1 import Linear, add_dense_weights
 from llmd_kernels.fp8_linear import dequantize, fp8_linear, quantize_weight
 from llmd_plugins.quantization.grouped import parts
-from llmd_plugins.quantization.online import Online, buffer_of, check_scale
+from llmd_plugins.quantization.online import Online, PackedInTensors, buffer_of, check_scale
 
 
 class Fp8Online(Online):
@@ -21,7 +21,7 @@ class Fp8Online(Online):
         super().__init__(Fp8OnlineLinear, options or {})
 
 
-class Fp8OnlineLinear:
+class Fp8OnlineLinear(PackedInTensors):
     """weight float8_e4m3fn [out, in] with a scale for each row; a GPU's inputs become 8-bit too, by a scale a token."""
 
     def create_weights(self, layer: Linear) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,14 +11,26 @@ from torch import Tensor
 from llmd.api.v1 import Linear
 from llmd_kernels.grouped_linear import GroupedWeight
 
+_TENSORS = ("packed", "scale", "offset", "columns")
 _ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}  # in float32: what stays in a cache; what keeps a GPU busy
 
 
 def keep(layer: Linear, weight: GroupedWeight) -> None:
     """Make `weight` the layer's; as buffers, so that whoever counts or moves its memory finds it."""
-    for name in ("packed", "scale", "offset", "columns"):
+    for name in _TENSORS:
         layer.register_buffer(f"grouped_{name}", getattr(weight, name))
     layer.grouped = weight  # type: ignore[assignment]
+
+
+class PackedInGroups:
+    """Methods whose layers keep a GroupedWeight."""
+
+    def packed_facts(self, layer: Linear) -> dict[str, Any]:
+        return {name: value for name, value in kept(layer)._asdict().items() if name not in _TENSORS}
+
+    def restore_weights(self, layer: Linear, facts: Mapping[str, Any]) -> None:
+        tensors = {name: layer._buffers[f"grouped_{name}"] for name in _TENSORS}
+        layer.grouped = GroupedWeight(**tensors, **facts)  # type: ignore[assignment, arg-type]
 
 
 def kept(layer: Linear) -> GroupedWeight:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmd.api.v1 import Linear, ModelError, add_dense_weights
 from llmd_kernels.grouped_linear import grouped_linear, pack, unpack
-from llmd_plugins.quantization.grouped import by_group, keep, kept, parts
+from llmd_plugins.quantization.grouped import PackedInGroups, by_group, keep, kept, parts
 from llmd_plugins.quantization.online import Online, check_scale
 
 GROUP_SIZES = (32, 64, 128)
@@ -33,7 +33,7 @@ class Int4(Online):
         super().__init__(lambda: Int4Linear(group_size), options, known=("group_size",))
 
 
-class Int4Linear:
+class Int4Linear(PackedInGroups):
     """The dense weight as it loads, then 4-bit codes with a float16 scale for each group."""
 
     def __init__(self, group_size: int = 32) -> None:

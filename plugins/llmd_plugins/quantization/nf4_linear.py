@@ -14,7 +14,7 @@ from torch import Tensor
 from llmd.api.v1 import Linear, add_dense_weights
 from llmd_kernels.codebook_linear import CodebookWeight, codebook_linear, pack, unpack
 from llmd_plugins.quantization.grouped import by_group, parts
-from llmd_plugins.quantization.online import Online, check_scale
+from llmd_plugins.quantization.online import Online, buffer_of, check_scale
 
 NF4 = (
     -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
@@ -39,6 +39,14 @@ class CodebookLinear:
         for name in ("packed", "scale", "codebook"):
             layer.register_buffer(f"coded_{name}", getattr(weight, name))
         layer.coded = weight  # type: ignore[assignment]
+
+    def packed_facts(self, layer: Linear) -> dict[str, Any]:
+        weight: CodebookWeight = layer.coded  # type: ignore[assignment]
+        return {"group_size": weight.group_size, "in_features": weight.in_features}
+
+    def restore_weights(self, layer: Linear, facts: Mapping[str, Any]) -> None:
+        tensors = {name: buffer_of(layer, f"coded_{name}") for name in ("packed", "scale", "codebook")}
+        layer.coded = CodebookWeight(**tensors, **facts)  # type: ignore[assignment, arg-type]
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         return codebook_linear(x, layer.coded, layer.bias)  # type: ignore[arg-type]

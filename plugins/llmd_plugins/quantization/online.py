@@ -11,11 +11,11 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatch
 from typing import Any
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from llmd.api.v1 import Embedding, Linear, ModelError, QuantMethod, TableMethod, add_dense_weights
-from llmd_kernels.int8_linear import int8_linear, quantize_channels
+from llmd_kernels.int8_linear import Int8Weight, dequantize, int8_linear, quantize, rows
 
 
 class Online:
@@ -46,19 +46,40 @@ class Online:
         return any(fnmatch(name, pattern) or name.endswith(f".{pattern}") for name in names for pattern in self._ignore)
 
 
-class _Int8Rows:
-    """weight int8 [rows, hidden_size] with a scale and the sum of each row."""
+class PackedInTensors:
+    """Methods that leave nothing on a layer but parameters and buffers, which a later start finds as they were."""
+
+    def packed_facts(self, layer: Linear | Embedding) -> dict[str, Any]:
+        return {}
+
+    def restore_weights(self, layer: Linear | Embedding, facts: Mapping[str, Any]) -> None:
+        """The tensors are all there is."""
+
+
+def keep_int8(layer: Linear | Embedding, weight: Int8Weight) -> None:
+    """Make `weight` the layer's: its parameter and two buffers."""
+    layer.weight = nn.Parameter(weight.packed, requires_grad=False)
+    layer.register_buffer("weight_scale", weight.scale)
+    layer.register_buffer("weight_sums", weight.row_sums)
+
+
+def kept_int8(layer: Linear | Embedding) -> Int8Weight:
+    """The layer's weight."""
+    columns = layer.in_features if isinstance(layer, Linear) else layer.shape[1]
+    return Int8Weight(layer.weight, buffer_of(layer, "weight_scale"), buffer_of(layer, "weight_sums"), columns)
+
+
+class _Int8Rows(PackedInTensors):
+    """8-bit weights with a scale and the sum of each row."""
 
     def finish_weights(self, layer: Linear | Embedding) -> None:
-        weight, scale, row_sums = quantize_channels(layer.weight.data)
-        if not scale.isfinite().all():
+        weight = quantize(layer.weight.data)
+        if not weight.scale.isfinite().all():
             raise not_finite(layer)
-        layer.weight = nn.Parameter(weight, requires_grad=False)
-        layer.register_buffer("weight_scale", scale)
-        layer.register_buffer("weight_sums", row_sums)
+        keep_int8(layer, weight)
 
     def dense_weight(self, layer: Linear | Embedding) -> Tensor:
-        return layer.weight.float() * buffer_of(layer, "weight_scale").unsqueeze(1)
+        return dequantize(kept_int8(layer))
 
 
 class Int8Head(_Int8Rows):
@@ -75,8 +96,7 @@ class Int8Table(_Int8Rows):
     """The embedding's table, and with it a head that is tied to it."""
 
     def rows(self, layer: Embedding, input_ids: Tensor) -> Tensor:
-        scale = buffer_of(layer, "weight_scale")[input_ids]
-        return (F.embedding(input_ids, layer.weight) * scale.unsqueeze(1)).to(layer.dtype)
+        return rows(kept_int8(layer), input_ids, layer.dtype)
 
     def logits(self, layer: Embedding, hidden: Tensor) -> Tensor:
         return _logits(layer, hidden)
@@ -84,7 +104,7 @@ class Int8Table(_Int8Rows):
 
 def _logits(layer: Linear | Embedding, hidden: Tensor) -> Tensor:
     """float32, whatever the dtype of the hidden states."""
-    return int8_linear(hidden.float(), layer.weight, buffer_of(layer, "weight_scale"), buffer_of(layer, "weight_sums"))
+    return int8_linear(hidden, kept_int8(layer), out_dtype=torch.float32)
 
 
 def buffer_of(layer: nn.Module, name: str) -> Tensor:

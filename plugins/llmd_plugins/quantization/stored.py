@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from llmd.api.v1 import Linear, ModelError, PartMethods
 from llmd_kernels.grouped_linear import grouped_linear, pack, unpack
-from llmd_plugins.quantization.grouped import keep, kept
+from llmd_plugins.quantization.grouped import PackedInGroups, keep, kept
 
 
 def unpack_words(words: Tensor, bits: int, count: int) -> Tensor:
@@ -75,7 +75,7 @@ def finish_bias(layer: Linear) -> None:
         raise ModelError(f"tensor {layer.checkpoint_names[0]}.bias is not zero, but this architecture has no bias there")
 
 
-class Grouped:
+class Grouped(PackedInGroups):
     """What a linear of 4- or 8-bit codes does once it is packed."""
 
     def create_weights(self, layer: Linear) -> None:

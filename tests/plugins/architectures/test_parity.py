@@ -6,7 +6,7 @@ from model.step_driver import StepDriver, make_runner, model_parts
 from model.tiny_models import make_model, prompts, reference_generate, reference_logits, save_model
 
 from llmd.config import ModelConfig
-from llmd.model.loader import read_model_config
+from llmd.model.blueprint import read_model_config
 from llmd_kernels import native
 
 ROPE = {"rope_theta": 1000.0}

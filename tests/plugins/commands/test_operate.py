@@ -239,6 +239,15 @@ def test_top_without_requests_and_while_loading():
     assert "m: loading, shard 3/8 (38 %)" in view.top_lines(status_of(models=[loading]), None, 1.0)
 
 
+def test_the_share_of_the_memory_bandwidth_is_shown_where_it_is_known():
+    model = {"names": ["m"], "state": "ready", "adapters": []}
+    lines = view.model_lines(model | {"stats": STATS | {"memory_utilization": 0.75}})
+    assert "  memory bandwidth [###############.....]  75.0 % of the last decode steps" in lines
+    assert view.model_lines(model | {"stats": STATS | {"memory_utilization": None}}) == view.model_lines(
+        model | {"stats": STATS}
+    )
+
+
 def test_adapters_that_are_wanted_are_shown_first():
     busy = STANDING | {"name": "busy", "slot": 0, "num_running": 3}
     model = {

@@ -1,6 +1,8 @@
 """The executor thread: order, answers on the loop, failures of one step and of the device."""
 
 import asyncio
+import logging
+import os
 import threading
 
 import pytest
@@ -12,6 +14,8 @@ from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan
 from llmd.errors import EngineFailure, ModelError, StepFailed
 from llmd.model import executor as executor_module
+from llmd.model.bandwidth import ReadProbe
+from llmd.model.executor import _Job
 from llmd_plugins.executors import thread
 
 
@@ -163,14 +167,45 @@ async def test_an_abandoned_answer_harms_nobody(executor):
     assert await executor.ping() >= 0
 
 
-def test_threads_leave_a_core_to_the_loop(monkeypatch):
-    monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(executor_module, "_cgroup_cores", lambda: None)
-    for cores, expected in ((1, 1), (2, 2), (3, 2), (8, 7)):
-        monkeypatch.setattr(executor_module.os, "sched_getaffinity", lambda pid, n=cores: set(range(n)), raising=False)
-        assert executor_module.num_threads() == expected
-    monkeypatch.setattr(executor_module, "_cgroup_cores", lambda: 2)
-    assert executor_module.num_threads() == 2
+async def test_the_configuration_says_how_many_threads(path, caplog):
+    first = min(os.sched_getaffinity(0))
+    executor = build(path, cpu_threads=1, cpu_affinity=str(first))
+    with caplog.at_level(logging.INFO, "llmd.model"):
+        info = await executor.start(lambda progress: None)
+    allowed = await executor._submit(_Job(asyncio.get_running_loop().create_future(), lambda: os.sched_getaffinity(0)))
+    await executor.stop()
+    assert info.facts["cpu_threads"] == 1
+    assert allowed == {first}
+    assert os.sched_getaffinity(0) != set() if len(os.sched_getaffinity(0)) == 1 else os.sched_getaffinity(0) != allowed
+    assert f"CPU: 1 thread pinned to CPUs {first} (cpu_affinity)" in caplog.messages
+
+
+async def test_cpus_that_are_not_ours_are_refused(path):
+    executor = build(path, cpu_affinity="8190")
+    with pytest.raises(ModelError, match="cpu_affinity names CPUs 8190, which this process may not use"):
+        await executor.start(lambda progress: None)
+    await executor.stop()
+
+
+async def test_what_can_wait_is_done_when_there_is_nothing_to_do(path, monkeypatch):
+    """The bandwidth is measured in slices between pings; a step that comes is answered."""
+    monkeypatch.setattr(executor_module, "_IDLE_S", 0.02)
+    monkeypatch.setattr(executor_module, "_SMALL_MODEL_BYTES", 0)
+    monkeypatch.setattr(executor_module, "cache_bytes", lambda: 0)
+    monkeypatch.setattr(executor_module, "ReadProbe", lambda: ReadProbe(64 << 20))
+    executor = build(path)
+    info = await executor.start(lambda progress: None)
+    assert info.facts["memory_bandwidth"] is None
+    assert len((await executor.submit(first_step([1, 2, 3]))).token_ids) == 1
+    for _ in range(200):
+        if info.facts["memory_bandwidth"] is not None:
+            break
+        await executor.ping()
+        await asyncio.sleep(0.02)
+    assert 1e7 < info.facts["memory_bandwidth"] < 1e13
+    assert not executor._idle
+    assert len((await executor.submit(decode(3))).token_ids) == 1
+    await executor.stop()
 
 
 def test_only_lost_devices_count_as_lost():

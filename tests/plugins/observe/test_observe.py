@@ -12,7 +12,6 @@ import pytest
 from server.serving import FakeService, FakeStats, call, make_context, serving
 
 from llmd.config import Config
-from llmd.engine.executor import ExecutorInfo
 from llmd.plugin.specs import RequestSummary
 from llmd_plugins.observe import access_log, daemon_metrics, process_metrics, stats_log
 
@@ -117,6 +116,8 @@ async def test_daemon_metrics_are_in_metrics():
     assert 'llmd_plugins{state="loaded"} 2.0' in lines
     assert 'llmd_plugins{state="failed"} 1.0' in lines
     assert 'llmd_memory_bandwidth_bytes_per_second{model_name="fake"} 1e+09' in lines
+    assert 'llmd_memory_bandwidth_utilization{model_name="fake"} 0.625' in lines
+    assert 'llmd_read_bytes_total{model_name="fake"} 4000.0' in lines
     assert f'llmd_config_info{{hash="{before}"}} 1.0' in lines
     assert before not in later
     assert any(line.startswith("vllm:cache_config_info{") and 'num_gpu_blocks="64"' in line for line in lines)
@@ -126,14 +127,6 @@ def test_the_config_hash_tells_no_secret():
     keys = [Config.model_validate({"server": {"api_keys": [key]}}) for key in ("one", "two")]
     assert daemon_metrics.config_hash(keys[0]) == daemon_metrics.config_hash(keys[1])
     assert len(daemon_metrics.config_hash(keys[0])) == 12
-
-
-def test_bytes_read_are_weights_and_kv():
-    info = ExecutorInfo(
-        num_blocks=10, block_size=4, max_num_seqs=1, max_model_len=8, vocab_size=9, weights_bytes=1000, kv_bytes=800
-    )
-    stats = FakeStats(num_steps=3, num_context_tokens=50)
-    assert daemon_metrics.read_bytes(info, stats) == 3 * 1000 + 50 * 20
 
 
 def test_stats_line():

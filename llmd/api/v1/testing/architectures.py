@@ -25,12 +25,16 @@ class Schedule(NamedTuple):
     name: str
     chunks: tuple[int, ...]  # sizes of the pieces of prompts, in turn
     is_together: bool
+    num_before: int = 0  # new tokens after which all are preempted, and computed again in other rows
+    in_turns: bool = False  # each step computes some of them, in any order
 
 
 _SCHEDULES = (
     Schedule("whole prompts, each alone", (1 << 20,), False),
     Schedule("whole prompts, in one batch", (1 << 20,), True),
     Schedule("prompts in chunks, in one batch", (3, 5, 1), True),
+    Schedule("preempted and computed again", (7, 2), True, num_before=2),
+    Schedule("in turns", (4, 1, 2), True, in_turns=True),
 )
 
 
@@ -42,7 +46,10 @@ def check_architecture(
     batch_invariant: bool = False,
     **model: Any,
 ) -> None:
-    """The decoder in `path` gives the logits of `reference`, alone, in a batch, and with its prompts in chunks.
+    """The decoder in `path` gives the logits of `reference`, whatever else is computed in the same steps.
+
+    Alone and in a batch, in turns with others, with its prompts in chunks, and again after a preemption. Where its layers
+    keep states, rows hold NaN before they are given to a sequence: whoever reads what was left there is found.
 
     `reference(token_ids)` → [T, V] float32, the logits at each position of one sequence computed whole; without it only
     the schedules are compared with each other. `specs` are those that are not installed; `model` keys of [[models]]
@@ -77,9 +84,22 @@ def _run(runner: Runner, schedule: Schedule) -> list[tuple[list[int], Tensor]]:
     generator = torch.Generator().manual_seed(1)
     size = runner.info.vocab_size  # type: ignore[attr-defined]
     driver = StepDriver(runner)
+    for state in runner.states.tensors:
+        state.fill_(float("nan") if state.is_floating_point() else 1)
     sequences = [driver.sequence(torch.randint(0, size, (n,), generator=generator).tolist()) for n in _LENGTHS]
+    found = []
     for group in [sequences] if schedule.is_together else [[sequence] for sequence in sequences]:
-        driver.generate(group, _NUM_NEW, chunks=schedule.chunks)
-    found = [(sequence.tokens, torch.stack(driver.logits[sequence.row])) for sequence in sequences]
+        driver.generate(group, schedule.num_before, chunks=schedule.chunks)
+        before = [_take_back(driver, sequence) if schedule.num_before else [] for sequence in group]
+        driver.generate(group, _NUM_NEW, chunks=schedule.chunks, in_turns=schedule.in_turns)
+        for sequence, logits in zip(group, before, strict=True):
+            found.append((sequence.tokens, torch.stack(logits + driver.logits[sequence.row])))
     driver.finish(sequences)
     return found
+
+
+def _take_back(driver: StepDriver, sequence: Any) -> list[Tensor]:
+    """Preempt it; the logits that it had until then."""
+    logits = driver.logits[sequence.row]
+    driver.release(sequence)
+    return logits

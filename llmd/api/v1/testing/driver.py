@@ -166,8 +166,18 @@ class StepDriver:
                 sequence.tokens.append(next(tokens))
         return result
 
-    def generate(self, sequences: Sequence[SimpleNamespace], num_tokens: int, *, chunks: Sequence[int] = (1 << 20,)) -> None:
-        """Until each has so many output tokens; prompts are computed in chunks of the given sizes, in turn."""
+    def generate(
+        self,
+        sequences: Sequence[SimpleNamespace],
+        num_tokens: int,
+        *,
+        chunks: Sequence[int] = (1 << 20,),
+        in_turns: bool = False,
+    ) -> None:
+        """Until each has so many output tokens; prompts are computed in chunks of the given sizes, in turn.
+
+        `in_turns`: each step computes some of them only, in another order each time.
+        """
         turn = 0
         while True:
             work = []
@@ -178,4 +188,4 @@ class StepDriver:
                     turn += 1
             if not work:
                 return
-            self.step(work)
+            self.step(self._random.sample(work, self._random.randint(1, len(work))) if in_turns else work)

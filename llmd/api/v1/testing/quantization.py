@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from llmd.errors import ModelError
 from llmd.model.layers import Linear, Part, Shard, Slice, WeightSlot
-from llmd.model.loader import TensorInfo, fill, held_bytes, prepare_slots
+from llmd.model.weight_names import TensorInfo
+from llmd.model.weights import fill, held_bytes, prepare_slots
 
 BATCHES = (1, 2, 3, 7, 16, 33, 64)
 _MAGNITUDES = (1.0, 0.05, 8.0)  # of merged parts: a scale that is taken for another's shows

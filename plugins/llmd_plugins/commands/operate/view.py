@@ -77,7 +77,7 @@ def head_line(status: Row) -> str:
 
 
 def model_lines(model: Row, speed: Rates | None = None) -> list[str]:
-    """A model in two or three lines."""
+    """A model in two to four lines."""
     name, stats = _cell(", ".join(model["names"])), model["stats"]
     if stats is None:
         progress = model["progress"]
@@ -87,6 +87,8 @@ def model_lines(model: Row, speed: Rates | None = None) -> list[str]:
         f"({stats['num_waiting_tokens']} tokens), {stats['num_preemptions']} preemptions",
         f"  KV {bar(stats['kv_usage'])}   prefix hits {_share(stats['prefix_hits'], stats['prefix_queries'])}",
     ]
+    if (share := stats.get("memory_utilization")) is not None:
+        lines.append(f"  memory bandwidth {bar(share)} of the last decode steps")
     if speed is not None:
         lines.append(f"  {speed.prompt:.1f} prompt tok/s, {speed.output:.1f} output tok/s, {speed.steps:.1f} steps/s")
     return lines
