@@ -6,12 +6,14 @@ import os
 import subprocess
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from .process import Command
 
 FORMATS = ("bf16", "int8", "int4")
-LLMD, LLMD_HTTP = "llmd", "llmd-http"
+LLMD = "llmd"
+LLMD_FRESH = "llmd-fresh"  # without the prepacked weights that an earlier start left; only its start is measured
+LLMD_HTTP = "llmd-http"
 _PROBE_S = 60
 
 
@@ -23,11 +25,13 @@ class EngineSpec(NamedTuple):
     formats: tuple[str, ...]
     model: str  # name of its model's file or folder, of {shape} and {format}
     preloaded: tuple[str, ...] = ()  # libraries in the interpreter's lib folder
+    settings: tuple[tuple[str, Any], ...] = ()  # what its adapter passes on besides
 
 
 _CHECKPOINT = "{shape}-bf16"
 ENGINES: Mapping[str, EngineSpec] = {
     LLMD: EngineSpec("llmd", "llmd", FORMATS, _CHECKPOINT),
+    LLMD_FRESH: EngineSpec("llmd", "llmd", FORMATS, _CHECKPOINT, settings=(("models.prepacked_cache", False),)),
     LLMD_HTTP: EngineSpec("llmd_http", "llmd", FORMATS, _CHECKPOINT),
     "llama.cpp": EngineSpec("llama_cpp", "llama_cpp", FORMATS, "{shape}-{format}.gguf"),
     "openvino": EngineSpec("openvino", "openvino_genai", FORMATS, "{shape}-openvino-{format}"),

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from .engine_list import LLMD, LLMD_HTTP
+from .engine_list import LLMD, LLMD_FRESH, LLMD_HTTP
 from .found import Found, Plan, Sample, better
 from .works import HTTP, MEMORY, UNITS
 
@@ -67,9 +67,10 @@ def _compare(work: str, engines: dict[str, dict[str, Any]], samples: Mapping[str
         engines[name]["llmd_is_times_better_in_rounds"] = ratios_of_rounds(work, samples[ours], samples[name])
         if (share := equal_first(samples[ours], samples[name])) is not None:
             engines[name]["same_first_tokens"] = share
-    if not others:
+    peers = [name for name in others if name != LLMD_FRESH]
+    if not peers:
         return {}
-    best = min(others, key=lambda name: engines[name]["llmd_is_times_better"])
+    best = min(peers, key=lambda name: engines[name]["llmd_is_times_better"])
     return {"best_peer": best, "ratio": engines[best]["llmd_is_times_better"]}
 
 

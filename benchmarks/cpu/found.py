@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from .engine_list import LLMD, LLMD_HTTP
+from .engine_list import LLMD, LLMD_FRESH, LLMD_HTTP
 from .works import HTTP, LESS_IS_BETTER, START
 
 
@@ -53,7 +53,7 @@ class Plan:
         """Whether the engine is ever given that work: HTTP is a matter between llmd and itself."""
         if key.work == HTTP:
             return key.engine in (LLMD, LLMD_HTTP) and LLMD_HTTP in self.engines[key.model_format]
-        return key.engine != LLMD_HTTP
+        return key.engine != LLMD_HTTP and (key.work == START or key.engine != LLMD_FRESH)
 
 
 @dataclass

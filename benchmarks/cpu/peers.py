@@ -21,12 +21,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.cpu import conversions, engine_list, machine
-from benchmarks.cpu.engine_list import ENGINES, FORMATS, LLMD_HTTP
+from benchmarks.cpu.engine_list import ENGINES, FORMATS, LLMD_FRESH, LLMD_HTTP
 from benchmarks.cpu.figures import summarize, table
 from benchmarks.cpu.found import Found, Plan
 from benchmarks.cpu.process import EngineProcess
 from benchmarks.cpu.rounds import Machine, Noisy, Rounds
-from benchmarks.cpu.works import HTTP, NAMES, describe
+from benchmarks.cpu.works import HTTP, NAMES, START, describe
 from benchmarks.results import report
 
 MAX_MODEL_LEN = 2048
@@ -87,8 +87,9 @@ def choose(options: argparse.Namespace) -> tuple[dict[str, str], dict[str, str]]
     for name in options.without:
         found.pop(name, None)
         left_out[name] = "not wanted"
-    if HTTP not in options.work:
-        found.pop(LLMD_HTTP, None)
+    for name, work in ((LLMD_HTTP, HTTP), (LLMD_FRESH, START)):
+        if work not in options.work:
+            found.pop(name, None)
     return found, left_out
 
 

@@ -15,12 +15,13 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from .engine_list import LLMD, LLMD_HTTP
+from .engine_list import ENGINES, LLMD, LLMD_FRESH, LLMD_HTTP
 from .found import Found, Key, Plan, Sample, better
 from .machine import Quiet
 from .process import EngineFailure
 from .works import FIRST_TOKEN, HTTP, MEMORY, SERVED, START, Order
 
+_NOISY_S = 0.08  # below it a share may come of the counters, which go in hundredths of a second
 _KEEP_AFTER_S = 20.0  # an engine that takes longer to start is started once, not every round
 
 
@@ -48,9 +49,10 @@ class Machine(NamedTuple):
     clock: Callable[[], float] = time.perf_counter
 
 
-def foreign_share(answers: Sequence[dict[str, Any]]) -> float:
-    """What others took of the machine over several calls."""
-    return sum(answer["foreign"] * answer["seconds"] for answer in answers) / sum(answer["seconds"] for answer in answers)
+def foreign_use(answers: Sequence[dict[str, Any]]) -> tuple[float, float]:
+    """What others took over several calls: the share of the machine, and for how many seconds they could have had all."""
+    taken_s = sum(answer["foreign"] * answer["seconds"] for answer in answers)
+    return taken_s / sum(answer["seconds"] for answer in answers), taken_s
 
 
 class Rounds:
@@ -113,7 +115,7 @@ class Rounds:
         self._end_format(number, model_format)
 
     def _has_work(self, model_format: str, name: str, works: Sequence[str]) -> bool:
-        wanted = works if self._plan.served else (START,)
+        wanted = works if self._plan.served and name != LLMD_FRESH else (START,)
         return any(self._takes_part(Key(model_format, work, name)) for work in wanted)
 
     def _takes_part(self, key: Key) -> bool:
@@ -143,19 +145,23 @@ class Rounds:
         quiet, began = self._quiet(), machine.clock()
         engine = machine.launch(key.engine, key.model_format)
         try:
-            options = {**self._plan.options, "format": key.model_format}
+            settings = dict(ENGINES[key.engine].settings)
+            options = {**self._plan.options, "format": key.model_format, "settings": settings}
             loaded = engine.order(timeout_s, op="load", model=path, options=options)
             answer = engine.order(timeout_s, op="generate", **FIRST_TOKEN._asdict())
         except BaseException:
             engine.close()
             raise
         seconds = machine.clock() - began
-        self._running[key.engine, key.model_format] = engine
+        if key.engine == LLMD_FRESH:
+            engine.close()
+        else:
+            self._running[key.engine, key.model_format] = engine
         self._found.facts[key.engine] = loaded["facts"]
         if seconds > _KEEP_AFTER_S:
             self._slow_to_start.add((key.engine, key.model_format))
         if key.engine != LLMD_HTTP:
-            self._keep(number, key, seconds, quiet, foreign_share([loaded, answer]))
+            self._keep(number, key, seconds, quiet, [loaded, answer])
 
     def _serve(self, number: int, key: Key) -> None:
         """Warm up, wait for quiet, run."""
@@ -166,7 +172,7 @@ class Rounds:
         orders = work.orders(str(number), self._plan.vocab_size)
         answers = [self._generate(engine, key, order) for order in orders]
         figure = work.figure(orders, [answer["seconds"] for answer in answers])
-        self._keep(number, key, figure, quiet, foreign_share(answers), answers[-1]["first"])
+        self._keep(number, key, figure, quiet, answers)
 
     def _generate(self, engine: Engine, key: Key, order: Order) -> dict[str, Any]:
         answer = engine.order(self._plan.timeout_s, op="generate", **order._asdict())
@@ -174,8 +180,10 @@ class Rounds:
             raise EngineFailure(f"{key.engine} gave {answer['counts']} tokens instead of {order.num_tokens} each")
         return answer
 
-    def _keep(self, number: int, key: Key, value: float, quiet: Quiet, foreign: float, first: Sequence[int] = ()) -> None:
-        is_noisy = not quiet.is_quiet or foreign > self._plan.noisy_above
+    def _keep(self, number: int, key: Key, value: float, quiet: Quiet, answers: Sequence[dict[str, Any]]) -> None:
+        foreign, foreign_s = foreign_use(answers)
+        is_noisy = not quiet.is_quiet or (foreign > self._plan.noisy_above and foreign_s > _NOISY_S)
+        first = answers[-1]["first"] if key.work in SERVED else ()
         self._found.add(key, Sample(number, value, foreign, quiet.waited_s, is_noisy, first))
         noise = f"   noisy: others take {max(quiet.foreign, foreign):.0%}" if is_noisy else ""
         self._machine.say(f"  {key.work:8} {key.engine:14} {value:10.2f}{noise}")

@@ -48,7 +48,7 @@ def _make(wishes: dict[str, Any]) -> Callable[[Setting, dict[str, Any]], Work]:
                         params=SamplingParams(**wishes), seed=row,
                     )
                 )  # fmt: skip
-            known = {"host_rows": list(range(num_rows)), "max_tokens": _TOKENS}
+            known: dict[str, Any] = {"host_rows": list(range(num_rows)), "max_tokens": _TOKENS}
             return lambda: sampler.sample(logits, rows, counts, token_ids, **known)
 
         return Work(drawing(_sampler(setting, context)), drawing(TorchSampler(context)), 4 * logits.numel())

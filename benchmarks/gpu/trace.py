@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
+from torch.autograd.profiler_util import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks.gpu.setting import Setting
@@ -44,7 +44,7 @@ def device_use(found: profile) -> dict[str, Any]:
     spans = sorted(
         (event.time_range.start, event.time_range.end)
         for event in events
-        if event.device_type == torch.autograd.DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
+        if event.device_type == DeviceType.CUDA and not getattr(event, "is_user_annotation", False)
     )
     idle, reached = 0.0, spans[0][0] if spans else 0.0
     for start, end in spans:

@@ -78,7 +78,7 @@ class Attention:
         heads, setting = (32, 8, dim), _setting()
         call = attention_kernels.call(setting.device, heads, *((1, 8192, 8192) if is_prefill else (64, 2048, 1)))
         given = self._module.tiles
-        self._module.tiles = lambda device, head_dim, *, is_prefill: tile  # type: ignore[assignment]
+        self._module.tiles = lambda device, head_dim, *, is_prefill: tile
         try:
             return median_ms(setting, lambda: paged_attention(call))
         finally:

@@ -286,7 +286,7 @@ def _shape_of(layer: Any) -> tuple[int, int]:
 def takes_adapters(layer: nn.Module) -> bool:
     """Whether a layer is what adapters are made for: a linear, the table of tokens, the head."""
     if isinstance(layer, Linear):
-        return not layer.is_piece
+        return not (layer.is_piece or layer.is_routed)
     return isinstance(layer, LMHead) or (isinstance(layer, Embedding) and layer.holds_tokens)
 
 

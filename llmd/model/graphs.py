@@ -36,6 +36,9 @@ class Captured(Protocol):
 class Capture(Protocol):
     """How a device records work."""
 
+    def size(self, num_rows: int, variant: int) -> int | None:
+        """Rows of the graph that serves so many; None: this variant is not recorded here."""
+
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Captured | None, str]:
         """Do the work. What it gave; how to do it again, the result in the same memory; or why that cannot be."""
 
@@ -48,6 +51,10 @@ class NativeCapture:
 
         self._pool = Pool()
 
+    def size(self, num_rows: int, variant: int) -> int:
+        """As the protocol says: each number has its own."""
+        return num_rows
+
     def record(self, work: Callable[[], Tensor]) -> tuple[Tensor, Captured | None, str]:
         """As the protocol says."""
         from llmd_kernels.replay import Recording
@@ -59,8 +66,12 @@ class NativeCapture:
         return result, recording, ""
 
 
-def capture_for(device: torch.device) -> Capture | None:
-    """How this device records steps; None where it does not."""
+def capture_for(device: torch.device, *, has_states: bool = False) -> Capture | None:
+    """How this device records steps; None where it does not. A copy of a row would advance the row's recurrent state."""
+    if device.type == "cuda" and not has_states:
+        from llmd.model.cuda_graphs import CudaCapture
+
+        return CudaCapture(device)
     return NativeCapture() if device.type == "cpu" and native.library() is not None else None
 
 
@@ -83,23 +94,25 @@ class DecodeGraphs:
 
     def take(self, plan: StepPlan, batch: Batch, variant: int) -> bool:
         """Whether a step is of the kind that is recorded."""
-        is_ready = self._capture is not None and variant not in self._refused
-        return is_ready and batch.max_query_len == 1 and all(plan.samples)
+        if self._capture is None or variant in self._refused or batch.max_query_len != 1 or not all(plan.samples):
+            return False
+        return self._capture.size(batch.num_rows, variant) is not None
 
     def run(self, batch: Batch, variant: int) -> Tensor:
         """The logits [R, vocab_size] of a batch that was taken; they hold until the next call.
 
         `variant` tells apart what layers do with the same batch: 0 is the model as it is, others have adapters in slots.
         """
-        key = (batch.num_rows, variant)
+        size = self._capture.size(batch.num_rows, variant) if self._capture is not None else None
+        key = (size or batch.num_rows, variant)
         graph = self._graphs.get(key)
         if graph is None:
-            return self._record(batch, key)
+            return _first(self._record(batch, key), batch.num_rows)
         self._graphs.move_to_end(key)
         for name, target in graph.inputs.items():
-            target.copy_(getattr(batch, name))
+            _fill(name, target, getattr(batch, name))
         graph.captured.replay()
-        return graph.logits
+        return _first(graph.logits, batch.num_rows)
 
     def clear(self) -> None:
         """Memory that the graphs know has moved."""
@@ -108,9 +121,9 @@ class DecodeGraphs:
     def _record(self, batch: Batch, key: tuple[int, int]) -> Tensor:
         assert self._capture is not None
         columns = ((field.name, getattr(batch, field.name)) for field in fields(batch))
-        inputs: dict[str, Any] = {name: value.clone() for name, value in columns if isinstance(value, Tensor)}
+        inputs: dict[str, Any] = {name: _padded(name, value, key[0]) for name, value in columns if isinstance(value, Tensor)}
         # What depends on lengths is read from tensors; whoever sizes something by the longest row takes the bound.
-        fixed = replace(batch, **inputs, max_seq_len=self._max_model_len)
+        fixed = replace(batch, **inputs, num_rows=key[0], num_tokens=key[0], max_seq_len=self._max_model_len)
         logits, captured, why_not = self._capture.record(lambda: self._step(fixed))
         if captured is None:
             self._refuse(key[1], why_not)
@@ -125,3 +138,25 @@ class DecodeGraphs:
         if len(self._refused) >= MAX_GRAPHS:
             self._refused.clear()
         self._refused.add(variant)
+
+
+def _first(logits: Tensor, num_rows: int) -> Tensor:
+    return logits if len(logits) == num_rows else logits[:num_rows]
+
+
+def _padded(name: str, value: Tensor, size: int) -> Tensor:
+    """A batch's column as a graph of `size` rows keeps it: places that are not taken repeat the last row."""
+    if name == "query_start":  # one token a row, whatever the rows
+        return torch.arange(size + 1, dtype=value.dtype, device=value.device)
+    return torch.cat((value, value[-1:].expand(size - len(value)))) if 0 < len(value) < size else value.clone()
+
+
+def _fill(name: str, target: Tensor, value: Tensor) -> None:
+    """Put a step's column where its graph reads it."""
+    if name == "query_start":
+        return
+    if len(value) == len(target):
+        target.copy_(value)
+    else:
+        target[: len(value)].copy_(value)
+        target[len(value) :].copy_(value[-1:].expand(len(target) - len(value)))

@@ -220,7 +220,7 @@ class Runner:
         may_record = self._can_generate and not self._config.enforce_eager
         return DecodeGraphs(
             lambda batch: self.logits(self.forward(batch)),
-            capture_for(self.device) if may_record else None,
+            capture_for(self.device, has_states=bool(self._model.states)) if may_record else None,
             max_model_len,
         )
 

@@ -43,6 +43,8 @@ def import_torch() -> None:
     finally:
         del sys.modules[_POSTPONED]
     vars(torch).pop(_POSTPONED.rpartition(".")[2], None)
+    if (set_metaclass := getattr(torch._C, "_set_generator_metaclass", None)) is not None:  # else there are no generators
+        set_metaclass(importlib.import_module("torch._opaque_base").OpaqueBaseMeta)
     sys.meta_path.insert(0, _waiting)
 
 

@@ -127,7 +127,7 @@ def _finish(module: nn.Module | None, memory: WeightMemory | None) -> None:
     module.finish_weights()
     if memory is not None:
         for tensor in (*module.parameters(), *module.buffers()):
-            memory.adopt(tensor.data if isinstance(tensor, nn.Parameter) else tensor)
+            memory.adopt(tensor)
 
 
 class _Trimming:

@@ -1,4 +1,4 @@
-"""A pytest plugin for a process whose kernels are built with LLMD_KERNEL_FLAGS: a few tests of each function of the ops' tests."""
+"""A pytest plugin for a process whose kernels are built with LLMD_KERNEL_FLAGS: a few of each op's tests."""
 
 import os
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from llmd_kernels import native
+from llmd_kernels.quantized_kv import half_bytes, view_quantized
 from llmd_kernels.rms_norm import add_rms_norm, rms_norm
 from llmd_kernels.rms_norm import reference as rms_norm_reference
 from llmd_kernels.rotary import reference as rotary_reference
@@ -50,7 +51,7 @@ def test_rms_norm_of_strided_heads(dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("rows", "size"), [(1, 1), (9, 77), (200, 512)])
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (9, 77), (200, 512), (1, 40_001)])
 def test_silu_mul(dtype, rows, size):
     x = (torch.randn(rows, 2 * size) * 10).to(dtype)
     close(silu_mul(x), silu_mul_reference.silu_mul(x))
@@ -93,14 +94,52 @@ def test_store_kv(dtype, kv_dtype):
 
 @pytest.mark.parametrize("tanh", [False, True])
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gelu_mul(dtype, tanh):
-    x = torch.randn(9, 2 * 77).to(dtype)
+@pytest.mark.parametrize("spread", [1, 4])
+def test_gelu_mul(dtype, tanh, spread):
+    x = (torch.randn(9, 2 * 77) * spread).to(dtype)
     gate, up = x.double().chunk(2, dim=-1)
     inner = 0.7978845608028654 * (gate + 0.044715 * gate**3)
     expected = gate / 2 * (1 + (torch.tanh(inner) if tanh else torch.erf(gate * 0.5**0.5))) * up
     close(gelu_mul(x, tanh=tanh), expected.to(dtype))
     with pytest.raises(ValueError, match="gelu_mul wants"):
         gelu_mul(torch.zeros(3, 5))
+
+
+@pytest.mark.parametrize("tanh", [False, True])
+def test_gelu_mul_at_the_ends(tanh):
+    gate = torch.tensor([0.0, -0.0, 20.0, -20.0, 1e9, -1e9, 5.0, -5.0, float("nan")] * 4)
+    x = torch.cat((gate, torch.ones(36))).unsqueeze(0)
+    torch.testing.assert_close(
+        gelu_mul(x, tanh=tanh), silu_mul_reference.gelu_mul(x, tanh=tanh), rtol=1e-5, atol=1e-5, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("kv_dtype", [None, torch.int8, torch.float8_e4m3fn])
+@pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("dim", "turned", "tokens"), [(64, 64, 1), (20, 16, 40), (7, 6, 3)])
+def test_one_launch_is_bit_for_bit_what_the_separate_ones_are(dim, turned, tokens, dtype, normed, kv_dtype):
+    shape = (2, 5, 2, dim)
+    qkv = torch.randn(tokens, 10 * dim).to(dtype)
+    norms = (torch.randn(dim).to(dtype), torch.randn(dim).to(dtype), 1e-6) if normed else None
+    table, positions, slots = torch.randn(50, turned), torch.randint(-3, 60, (tokens,)), torch.randperm(45)[:tokens]
+    found = []
+    for fused in (True, False):
+        mine, raw = qkv.clone(), torch.zeros(9, 2, half_bytes(shape), dtype=torch.uint8)
+        kv = torch.zeros(9, *shape, dtype=dtype) if kv_dtype is None else view_quantized(raw, shape, kv_dtype)
+        q, k, v = (part.view(tokens, -1, dim) for part in mine.split((6 * dim, 2 * dim, 2 * dim), dim=-1))
+        if fused:
+            rotary_store_kv(q, k, v, kv, positions, slots, table, norms)
+        else:
+            if norms is not None:
+                q.copy_(rms_norm(q, norms[0], 1e-6))
+                k.copy_(rms_norm(k, norms[1], 1e-6))
+            rotary(q, k, positions, table)
+            store_kv(k, v, kv, slots)
+        found.append((q, raw if kv_dtype is not None else kv))
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert found[0][1].any()
 
 
 @pytest.mark.parametrize("normed", [False, True])

@@ -87,14 +87,35 @@ def test_a_nan_in_a_row_stays_there(activations):
     assert torch.equal(actual[others], clean[others])
 
 
+@pytest.mark.parametrize("depth", [300, 1152])
 @pytest.mark.parametrize("block", [None, (128, 128)])
-def test_a_row_is_the_same_in_every_batch(block):
+def test_a_row_is_the_same_in_every_batch(block, depth):
     if native.library() is None:
         pytest.skip("no compiler")
-    x, weight, scale, bias = made(130, 77, 300, block, torch.bfloat16)
+    x, weight, scale, bias = made(270, 77, depth, block, torch.bfloat16)
     together = fp8_linear(x, weight, scale, bias, block=block)
-    for start, end in ((0, 1), (3, 5), (7, 10), (64, 80), (129, 130)):
+    for start, end in ((7, 12), (64, 80), (200, 270)):
         assert torch.equal(fp8_linear(x[start:end], weight, scale, bias, block=block), together[start:end])
+    few = fp8_linear(x[:4], weight, scale, bias, block=block)  # which are summed in another order
+    for start, end in ((0, 1), (1, 4)):
+        assert torch.equal(fp8_linear(x[start:end], weight, scale, bias, block=block), few[start:end])
+    assert error(few, together[:4]) < 4e-3
+
+
+@pytest.mark.parametrize("size", [(5, 16, 64), (6, 1, 128), (9, 100, 640), (23, 33, 1088)])
+@pytest.mark.parametrize("block", [None, (1, 64), (48, 128)])
+@pytest.mark.parametrize("activations", ["float", "group"])
+def test_many_rows(size, block, activations):
+    rows, width, depth = size
+    x, weight, scale, bias = made(rows, width, depth, block, torch.bfloat16)
+    x = torch.cat((x, torch.full_like(x, torch.nan)), 1)[:, :depth]  # what lies beside a row is not read
+    actual = fp8_linear(x, weight, scale, bias, block=block, activations=activations)
+    wide = x.float()
+    if activations == "group":
+        columns = depth if block is None else block[1]
+        tokens, x_scale = reference.quantize(x, columns, None, -(-depth // columns))
+        wide = tokens.float() * x_scale.repeat_interleave(columns, 1)[:, :depth]
+    assert error(actual, wide @ dequantize(weight, scale, block).T + bias) < 5e-3
 
 
 def test_scales_by_channel_may_be_a_vector_or_a_column():

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import platform
+import subprocess
 
 import pytest
 
@@ -47,6 +49,32 @@ def test_other_flags_are_another_build(cache, compiled, monkeypatch):
     first = native._build()
     monkeypatch.setattr(native, "FLAGS", (*native.FLAGS, "-g"))
     assert native._build() != first
+
+
+def test_flags_may_be_added(cache, compiled, monkeypatch):
+    first = native._build()
+    monkeypatch.setenv("LLMD_KERNEL_FLAGS", "-march=x86-64-v2  -O1")
+    assert native._flags()[-2:] == ("-march=x86-64-v2", "-O1")
+    assert native._build() != first
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="flags of x86")
+def test_another_processor_is_another_build(cache, compiled, monkeypatch):
+    """What counts is what the compiler would use: /proc/cpuinfo may tell more, or less, than a container's CPU can do."""
+    monkeypatch.setattr(native, "_cpu", lambda: "the same")
+    builds = []
+    for flag in ("-mno-avx512f", "-mno-avx2", "-mno-sse4.2"):
+        monkeypatch.setattr(native, "FLAGS", ("-O1", "-march=x86-64-v4"))
+        run = subprocess.run
+
+        def masked(command, flag=flag, run=run, **options):
+            """The compiler on a CPU that lacks something."""
+            return run([*command, flag] if "-dM" in command else command, **options)
+
+        monkeypatch.setattr(native.subprocess, "run", masked)
+        builds.append(native._build())
+        monkeypatch.setattr(native.subprocess, "run", run)
+    assert len(set(builds)) == 3
 
 
 def test_the_cache_follows_xdg(monkeypatch, tmp_path):

@@ -1,5 +1,4 @@
-"""A CUDA device that computes nothing: tensors on it know shape and dtype alone, kernels are counted, and every way in which the
-host would wait for the device is written down.
+"""A CUDA device that computes nothing: its tensors know shape and dtype alone, launches are counted, waits written down.
 
 Tensors on the CPU stay real. What the host reads off the device are zeros.
 """
@@ -12,9 +11,9 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
 READS = (aten._local_scalar_dense.default, aten.equal.default)
@@ -31,6 +30,11 @@ class FakeCuda(TorchDispatchMode):
         self.copies_to_host: list[str] = []  # that nobody waits for
         self.launches: list[str] = []
 
+    def clear(self) -> None:
+        """Forget what happened."""
+        for happened in (self.waits, self.copies_to_host, self.launches):
+            happened.clear()
+
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         is_there = any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs)))
@@ -40,8 +44,16 @@ class FakeCuda(TorchDispatchMode):
             return func(*args, **{**kwargs, "pin_memory": False} if kwargs.get("pin_memory") else kwargs)
         if is_there and (answer := self._to_host(func, args, kwargs, goes_there)) is not None:
             return answer
+        if func is aten._to_copy.default and not is_there:
+            with self._fakes:
+                return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="cuda")
+        args, kwargs = tree_map_only(torch.Tensor, self._fake, (args, kwargs))
         with self._fakes:
             return func(*args, **kwargs)
+
+    def _fake(self, tensor):
+        """A tensor of the host among the arguments of a device's op."""
+        return tensor if isinstance(tensor, FakeTensor) else self._fakes.from_tensor(tensor)
 
     def _to_host(self, func, args, kwargs, goes_there):
         """What the host gets where it reads the device; None where it does not."""
@@ -56,14 +68,51 @@ class FakeCuda(TorchDispatchMode):
             kind = self.copies_to_host if kwargs.get("non_blocking") else self.waits
             kind.append(f"{func} of {tuple(source.shape)}")
             return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
-        if func is aten.copy_.default and not isinstance(args[0], FakeTensor):
-            is_async = kwargs.get("non_blocking") or (len(args) > 2 and args[2])
-            (self.copies_to_host if is_async else self.waits).append(f"{func} of {tuple(source.shape)}")
-            return args[0].zero_()
-        if func is aten.index.Tensor and any(index is not None and index.dtype == torch.bool for index in args[1]):
-            self.waits.append(f"{func} by a mask {tuple(source.shape)}")
-            raise RuntimeError("indexing by a mask waits for the device")
         return None
+
+    def copy(self, target, source, non_blocking=False):
+        """Tensor.copy_."""
+        if not isinstance(source, FakeTensor) and not isinstance(target, FakeTensor):
+            return _METHODS["copy_"](target, source, non_blocking)
+        source.expand(target.shape)  # it must fit
+        if not isinstance(target, FakeTensor):
+            (self.copies_to_host if non_blocking else self.waits).append(f"copy_ of {tuple(source.shape)}")
+            target.zero_()
+        return target
+
+    def get(self, tensor, index):
+        """tensor[index]."""
+        if not self._is_there(tensor, index):
+            return _METHODS["__getitem__"](tensor, index)
+        tensor, index = tree_map_only(torch.Tensor, self._fake, (tensor, index))
+        with in_kernel_invocation_manager(self._fakes):
+            found = _METHODS["__getitem__"](tensor, index)
+        return FakeTensor(self._fakes, found, torch.device("cuda:0"))
+
+    def set(self, tensor, index, value):
+        """tensor[index] = value."""
+        if not self._is_there(tensor, index, value):
+            _METHODS["__setitem__"](tensor, index, value)
+
+    def nonzero(self, tensor, *, as_tuple=False):
+        """tensor.nonzero()."""
+        if isinstance(tensor, FakeTensor):
+            self.waits.append(f"nonzero of {tuple(tensor.shape)}")
+            raise RuntimeError("nonzero waits for the device")
+        return _METHODS["nonzero"](tensor, as_tuple=as_tuple)
+
+    def _is_there(self, *things):
+        """Whether any of them is on the device; the host waits for the size of what a mask chooses."""
+        leaves = tree_leaves(things)
+        is_there = any(isinstance(leaf, FakeTensor) for leaf in leaves)
+        if is_there and any(isinstance(leaf, torch.Tensor) and leaf.dtype == torch.bool for leaf in tree_leaves(things[1])):
+            self.waits.append(f"indexing by a mask of {tuple(things[0].shape)}")
+            raise RuntimeError("indexing by a mask waits for the device")
+        return is_there
+
+
+# torch looks for a guard of the tensor's device in these before any mode sees them.
+_METHODS = {name: getattr(torch.Tensor, name) for name in ("copy_", "__getitem__", "__setitem__", "nonzero")}
 
 
 class Event:
@@ -80,6 +129,21 @@ class Event:
         self._device.waits.append("event")
 
 
+class Graph:
+    """torch.cuda.CUDAGraph."""
+
+    def __init__(self, device: FakeCuda) -> None:
+        self._device = device
+
+    def replay(self) -> None:
+        """One launch."""
+        self._device.launches.append("replay")
+
+
+def _as_method(function):
+    return lambda *args, **kwargs: function(*args, **kwargs)
+
+
 @contextlib.contextmanager
 def fake_cuda() -> Iterator[FakeCuda]:
     """A machine with one such device."""
@@ -91,6 +155,8 @@ def fake_cuda() -> Iterator[FakeCuda]:
         "is_available": lambda: True, "device_count": lambda: 1, "current_device": lambda: 0, "_lazy_init": lambda: None,
         "get_device_properties": lambda *_: facts, "get_device_capability": lambda *_: (9, 0),
         "mem_get_info": lambda *_: (70 << 30, 80 << 30), "Event": lambda **_: Event(device),
+        "graph_pool_handle": lambda: (0, 1), "memory_reserved": lambda *_: 0, "CUDAGraph": lambda: Graph(device),
+        "graph": lambda graph, **_: contextlib.nullcontext(),
         "synchronize": lambda *_: device.waits.append("synchronize"), "empty_cache": lambda: None,
     }  # fmt: skip
 
@@ -101,5 +167,7 @@ def fake_cuda() -> Iterator[FakeCuda]:
         for name, value in patches.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(JITFunction, "run", launch))
+        for name, method in zip(_METHODS, (device.copy, device.get, device.set, device.nonzero), strict=True):
+            stack.enter_context(mock.patch.object(torch.Tensor, name, _as_method(method)))
         stack.enter_context(device)
         yield device

@@ -43,16 +43,17 @@ def make_runner(
     cache: dict[str, Any] | None = None,
     scheduler: dict[str, Any] | None = None,
     adapters: dict[str, Any] | None = None,
+    parts: ModelParts | None = None,
     **model: Any,
 ) -> Runner:
-    """A loaded Runner on the CPU."""
-    model = {"dtype": "float32", "device": "cpu", **model}
+    """A loaded Runner on the CPU, with plugins of its own where they are given."""
+    model = {"dtype": "float32", "device": "cpu", "prepacked_cache": False, **model}
     runner = Runner(
         ModelConfig(model=str(path), **model),
         CacheConfig(**{"block_size": 4, "kv_cache_bytes": 8 << 20, **(cache or {})}),
         SchedulerConfig(**{"max_num_seqs": 16, "max_num_batched_tokens": 512, **(scheduler or {})}),
         path,
-        model_parts(**(adapters or {})),
+        parts or model_parts(**(adapters or {})),
     )
     runner.info = runner.load(lambda progress: None)  # type: ignore[attr-defined]
     return runner

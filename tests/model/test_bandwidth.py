@@ -9,7 +9,6 @@ from engine.test_roofline import info_of
 from llmd.model import bandwidth
 from llmd.model.bandwidth import ReadProbe, memory_bandwidth, tell_roofline
 from llmd_kernels import native
-from llmd_kernels.machine import pin_threads, read_s
 
 CPU = torch.device("cpu")
 MIB = 1 << 20
@@ -22,7 +21,6 @@ def test_a_pass_over_memory_is_measured():
 def test_without_a_compiler_torch_reads(monkeypatch):
     monkeypatch.setattr(native, "_found", [None])
     assert 1e7 < memory_bandwidth(CPU, 8 * MIB) < 1e13
-    assert pin_threads((0, 0)) == 0
 
 
 def test_copies_are_measured_where_they_are_fast():
@@ -56,18 +54,6 @@ def test_the_buffer_is_larger_than_the_caches_and_a_part_of_what_is_free(monkeyp
     monkeypatch.setattr(bandwidth, "free_memory", lambda: free * MIB)
     monkeypatch.setattr(bandwidth, "cache_bytes", lambda: cache * MIB)
     assert bandwidth._buffer_bytes() == expected * MIB
-
-
-@pytest.mark.parametrize("size", [1, 15, 16, 100, 4099])
-def test_every_size_is_read(size):
-    assert read_s(torch.ones(size)) > 0
-
-
-def test_only_plain_memory_is_read():
-    with pytest.raises(ValueError, match="contiguous float32"):
-        read_s(torch.ones(4, 4).t()[:, :2])
-    with pytest.raises(ValueError, match="contiguous float32"):
-        read_s(torch.ones(4, dtype=torch.int8))
 
 
 def test_the_roofline_is_told(caplog):

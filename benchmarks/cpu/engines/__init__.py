@@ -2,11 +2,13 @@
 
 An adapter is a module with a class `Engine`:
 
-    Engine(model: str, options: dict)            loads; options: format, threads, max_model_len, max_num_seqs, kv_bytes
+    Engine(model: str, options: dict)            loads
     facts() -> dict                              versions and settings worth keeping
     prepare(num_seqs: int, max_len: int)         the next work's sequences at once and tokens each; not timed
     generate(prompts, num_tokens) -> Generated   greedy, EOS ignored, all prompts given together
     close()
+
+`options` are those of every engine (format, threads, max_model_len, max_num_seqs, kv_bytes) and its own as `settings`.
 """
 
 from __future__ import annotations

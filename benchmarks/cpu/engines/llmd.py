@@ -22,6 +22,7 @@ class Engine:
             max_num_seqs=options["max_num_seqs"],
             kv_cache_memory_bytes=options["kv_bytes"],
             **quantization,
+            **options["settings"],
         )
 
     def facts(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 // y = x . (e4m3 W * scale)^T: rows of W stay as the checkpoint has them and become wider in registers, sums are float32.
 // A block of W has one scale, so a row's sum over a block is scaled as a whole; so is x where its scales are by block.
+// Few rows of x: in registers, at the memory's speed. Many: a panel of W at a time is widened for all of them.
 #include "common.h"
 #include <vector>
 #if defined(__AVX512BF16__) && defined(__AVX512VBMI__)
@@ -79,8 +80,8 @@ struct Fast {  // pairs of bfloat16, 64 at a time
   struct Wide {
     __m512i first, second;
   };
-  static Wide weights(__m512i w) {
-    w = _mm512_permutexvar_epi8(_mm512_load_si512(ORDER.at), w);
+  static Wide weights(__m512i w) { return in_halves(_mm512_permutexvar_epi8(_mm512_load_si512(ORDER.at), w)); }
+  static Wide in_halves(__m512i w) {  // of each 16 bytes
     const __m512i low = _mm512_permutex2var_epi8(_mm512_load_si512(TABLE.low), w, _mm512_load_si512(TABLE.low + 64));
     __m512i high = _mm512_permutex2var_epi8(_mm512_load_si512(TABLE.high), w, _mm512_load_si512(TABLE.high + 64));
     high = _mm512_ternarylogic_epi32(high, w, _mm512_set1_epi8((char)0x80), 0xf8);  // high | (w & sign)
@@ -112,9 +113,13 @@ struct Work {
   T* out;
   const T* x;
   const fp8* w;
-  const float* bias;
+  const void* bias;
   Scales scales;
-  int64_t count, width, depth, stride;
+  int64_t count, width, depth, stride, bias_dtype;
+  float bias_at(int64_t n) const {
+    if (!bias) return 0;
+    return bias_dtype == BF16 ? widen(((const bf16*)bias)[n]) : ((const float*)bias)[n];
+  }
 };
 
 // w: the rows of W from n0, as they are stored or wide.
@@ -154,8 +159,7 @@ static __attribute__((noinline)) void tile(const Work<T>& work, const W* w, int6
   }
   EACH(i, M * N)
     const int64_t m = m0 + i / N, n = n0 + i % N;
-    const float y = sum(total[i]);
-    narrow(work.out + m * work.width + n, work.bias ? y + work.bias[n] : y);
+    narrow(work.out + m * work.width + n, sum(total[i]) + work.bias_at(n));
   END
 }
 
@@ -185,9 +189,173 @@ static void widen_rows(bf16* to, const fp8* from, int64_t count) {
   for (const vf rest = widen_fp8(from + i, count - i); i < count; i++) narrow(to + i, rest[i % L]);
 }
 
+#ifdef LOOKUP
+// Many rows of x: sixteen rows of W become bfloat16 once for up to BAND of them, a SEGMENT of the features at a time that
+// stays in the first level, four features of a row side by side:
+//
+//     4 features | rows 0, 1, 4, 5, 8 ... | those 4 features | rows 2, 3, 6, 7, 10 ... | those 4 features
+//
+// So four of x's values in every lane of eight bytes are the other operand, and two neighbours add up to a row's sum.
+namespace many {
+constexpr int64_t PANEL = 16, BAND = 256, SEGMENT = 512;
+constexpr int ROWS = 8;  // of x, at once
+
+// Row i's j-th word becomes row j's i-th.
+static inline void transpose(__m512i (&r)[16]) {
+  __m512i a[16], b[16];
+  EACH(i, 8)
+    a[2 * i] = _mm512_unpacklo_epi32(r[2 * i], r[2 * i + 1]);
+    a[2 * i + 1] = _mm512_unpackhi_epi32(r[2 * i], r[2 * i + 1]);
+  END
+  EACH(i, 8)
+    constexpr int from = i / 2 * 4 + i % 2;
+    b[2 * i] = _mm512_unpacklo_epi64(a[from], a[from + 2]);
+    b[2 * i + 1] = _mm512_unpackhi_epi64(a[from], a[from + 2]);
+  END
+  EACH(c, 4)
+    const __m512i even = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x88), odd = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xdd);
+    const __m512i even2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x88);
+    const __m512i odd2 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xdd);
+    r[c] = _mm512_shuffle_i32x4(even, even2, 0x88), r[8 + c] = _mm512_shuffle_i32x4(even, even2, 0xdd);
+    r[4 + c] = _mm512_shuffle_i32x4(odd, odd2, 0x88), r[12 + c] = _mm512_shuffle_i32x4(odd, odd2, 0xdd);
+  END
+}
+
+// A panel's `count` rows, 64 features at a time.
+static void widen(bf16* to, const fp8* w, int64_t depth, int64_t count, int64_t length) {
+  for (int64_t k = 0; k < length; k += 64) {
+    __m512i some[16];
+    for (int64_t n = 0; n < PANEL; n++) some[n] = n < count ? _mm512_loadu_si512(w + n * depth + k) : _mm512_setzero_si512();
+    transpose(some);
+    for (const __m512i four : some) {
+      const Fast::Wide wide = Fast::in_halves(four);
+      _mm512_store_si512(to, wide.first);
+      _mm512_store_si512(to + 32, wide.second);
+      to += 64;
+    }
+  }
+}
+
+struct Fetch {  // the panel's next features, or the next panel's first: asked for while the products are taken
+  const fp8* from;
+  int64_t apart;
+  void line(int64_t k) const { __builtin_prefetch(from + (k / 4 & 15) * apart + k / 64 * 64, 0, 2); }
+};
+
+static inline vf neighbours(vf low, vf high) {
+  return __builtin_shufflevector(low, high, 0, 2, 16, 18, 4, 6, 20, 22, 8, 10, 24, 26, 12, 14, 28, 30) +
+         __builtin_shufflevector(low, high, 1, 3, 17, 19, 5, 7, 21, 23, 9, 11, 25, 27, 13, 15, 29, 31);
+}
+
+// total [M] += the products of M rows of x with a wide panel, times its scales and theirs
+template <int M>
+static __attribute__((noinline)) void tile(vf* total, const bf16* x, int64_t stride, const bf16* w, int64_t length, vf scale,
+                                           const float* x_scale, int64_t x_scales, Fetch fetch) {
+  constexpr int CHAINS = M == 1 ? 4 : M == 2 ? 2 : 1;  // sums of their own, where there are too few to hide a dot's latency
+  vf acc[2 * M * CHAINS];
+  EACH(i, 2 * M * CHAINS) acc[i] = vf{}; END
+  const int64_t three = 3 * stride;  // few addresses for many rows: base + 0, 1, 2, 3 strides
+  const bf16* high = x + 4 * stride;
+  for (int64_t k = 0; k < length; k += 4 * CHAINS, w += 64 * CHAINS, x += 4 * CHAINS, high += 4 * CHAINS) {
+    EACH(c, CHAINS)
+      const __m512bh first = (__m512bh)_mm512_load_si512(w + 64 * c), second = (__m512bh)_mm512_load_si512(w + 64 * c + 32);
+      fetch.line(k + 4 * c);
+      EACH(m, M)
+        int64_t four;
+        memcpy(&four, (m < 4 ? x : high) + (m % 4 == 3 ? three : m % 4 * stride) + 4 * c, 8);
+        const __m512bh a = (__m512bh)_mm512_set1_epi64(four);
+        constexpr int to = 2 * (m * CHAINS + c);
+        acc[to] = (vf)_mm512_dpbf16_ps((__m512)acc[to], first, a);
+        acc[to + 1] = (vf)_mm512_dpbf16_ps((__m512)acc[to + 1], second, a);
+      END
+    END
+  }
+  EACH(m, M)
+    EACH(c, CHAINS - 1)
+      acc[2 * m * CHAINS] += acc[2 * (m * CHAINS + c + 1)];
+      acc[2 * m * CHAINS + 1] += acc[2 * (m * CHAINS + c + 1) + 1];
+    END
+    const vf sum = neighbours(acc[2 * m * CHAINS], acc[2 * m * CHAINS + 1]);
+    total[m] += sum * (x_scale ? scale * x_scale[m * x_scales] : scale);
+  END
+}
+
+// f(m, M) for pieces of `count` rows of x
+template <class F>
+static inline void by_rows(int64_t count, F f) {
+  int64_t m = 0;
+  for (; m + 8 <= count; m += 8) f(m, std::integral_constant<int, 8>{});
+  if (m + 4 <= count) f(m, std::integral_constant<int, 4>{}), m += 4;
+  if (m + 2 <= count) f(m, std::integral_constant<int, 2>{}), m += 2;
+  if (m < count) f(m, std::integral_constant<int, 1>{});
+}
+
+// How many features to widen at once: whole blocks, or even parts of one.
+static inline int64_t segment_of(int64_t block) {
+  if (block <= SEGMENT) return SEGMENT / block * block;
+  const int64_t parts = (block + SEGMENT - 1) / SEGMENT;
+  return (block + 64 * parts - 1) / (64 * parts) * 64;
+}
+
+static void panel(const Work<bf16>& work, int64_t n0, int64_t begin, int64_t count) {
+  alignas(64) bf16 wide[SEGMENT * PANEL];
+  alignas(64) vf total[BAND];
+  for (int64_t m = 0; m < count; m++) total[m] = vf{};
+  const Scales& scales = work.scales;
+  const int64_t rows = work.width - n0 < PANEL ? work.width - n0 : PANEL;
+  const int64_t block = scales.block < work.depth ? scales.block : work.depth, segment = segment_of(block);
+  const float* scale_of[PANEL];
+  for (int64_t n = 0; n < rows; n++) scale_of[n] = scales.row(n0 + n);
+  const bool is_one = scale_of[0] == scale_of[rows - 1];
+  for (int64_t k = 0; k < work.depth; k += segment) {
+    const int64_t length = work.depth - k < segment ? work.depth - k : segment;
+    const fp8* w = work.w + n0 * work.depth + k;
+    const fp8* next = k + length < work.depth ? w + length : w - k + PANEL * work.depth;
+    widen(wide, w, work.depth, rows, length);
+    for (int64_t at = k, end; at < k + length; at = end) {
+      const int64_t b = at / block;
+      end = (b + 1) * block < k + length ? (b + 1) * block : k + length;
+      vf scale = splat(scale_of[0][b]);
+      for (int64_t n = 1; n < rows && !is_one; n++) scale[n] = scale_of[n][b];
+      by_rows(count, [&](int64_t m, auto M) {
+        tile<M>(total + m, work.x + (begin + m) * work.stride + at, work.stride, wide + (at - k) * PANEL, end - at, scale,
+                scales.x ? scales.x + (begin + m) * scales.num_blocks + b : nullptr, scales.num_blocks,
+                m ? Fetch{w, 0} : Fetch{next + (at - k), work.depth});
+      });
+    }
+  }
+  vf bias = vf{};
+  for (int64_t n = 0; n < rows; n++) bias[n] = work.bias_at(n0 + n);
+  for (int64_t m = 0; m < count; m++) {
+    bf16* out = work.out + (begin + m) * work.width + n0;
+    const vf y = total[m] + bias;
+    if (rows == PANEL)
+      store(out, y);
+    else
+      for (int64_t n = 0; n < rows; n++) narrow(out + n, y[n]);
+  }
+}
+
+static void run(const Work<bf16>& work) {
+  const int64_t panels = (work.width + PANEL - 1) / PANEL, bands = (work.count + BAND - 1) / BAND;
+  const int64_t chunk = panels * bands / (4 * omp_get_num_threads()) + 1;
+#pragma omp for schedule(dynamic, chunk)
+  for (int64_t i = 0; i < panels * bands; i++) {
+    const int64_t begin = i % bands * BAND;
+    panel(work, i / bands * PANEL, begin, work.count - begin < BAND ? work.count - begin : BAND);
+  }
+}
+}  // namespace many
+#endif
+
 template <typename T>
 static void run(const Work<T>& work) {
   team(work.width * work.depth, [&] {
+#ifdef LOOKUP
+    if constexpr (std::is_same_v<T, bf16>)
+      if (work.count >= WIDE_FROM && work.depth % 64 == 0 && (work.scales.block % 64 == 0 || work.scales.num_blocks == 1))
+        return many::run(work);
+#endif
     static thread_local std::vector<bf16> wide;
 #pragma omp for schedule(dynamic, 1)
     for (int64_t panel = 0; panel < (work.width + PANEL - 1) / PANEL; panel++) {
@@ -208,12 +376,12 @@ static void run(const Work<T>& work) {
 }
 
 EXPORT void llmd_fp8_linear(void* out, const void* x, const fp8* w, const float* w_scale, const float* x_scale,
-                            const float* bias, int64_t count, int64_t width, int64_t depth, int64_t stride, int64_t height,
-                            int64_t block, int64_t dtype) {
+                            const void* bias, int64_t count, int64_t width, int64_t depth, int64_t stride, int64_t height,
+                            int64_t block, int64_t dtype, int64_t bias_dtype) {
   const Scales scales{w_scale, x_scale, height, block, (depth + block - 1) / block};
   if (dtype == BF16)
-    run(Work<bf16>{(bf16*)out, (const bf16*)x, w, bias, scales, count, width, depth, stride});
+    run(Work<bf16>{(bf16*)out, (const bf16*)x, w, bias, scales, count, width, depth, stride, bias_dtype});
   else
-    run(Work<float>{(float*)out, (const float*)x, w, bias, scales, count, width, depth, stride});
+    run(Work<float>{(float*)out, (const float*)x, w, bias, scales, count, width, depth, stride, bias_dtype});
 }
 REPLAYABLE(llmd_fp8_linear)

@@ -21,12 +21,13 @@ def linear(
         x = x.contiguous()
     (count, depth), width = x.shape, weight.shape[0]
     out = torch.empty(count, width, dtype=x.dtype)
-    wide_bias = None if bias is None else bias.float()
+    if bias is not None and bias.dtype not in DTYPES:
+        bias = bias.float()
     lib = library()
     assert lib is not None
     lib.llmd_fp8_linear(
         out.data_ptr(), x.data_ptr(), weight.data_ptr(), grid.data_ptr(), None if x_scale is None else x_scale.data_ptr(),
-        None if wide_bias is None else wide_bias.data_ptr(), count, width, depth, x.stride(0), height, columns,
-        DTYPES[x.dtype],
+        None if bias is None else bias.data_ptr(), count, width, depth, x.stride(0), height, columns,
+        DTYPES[x.dtype], DTYPES[torch.float32 if bias is None else bias.dtype],
     )  # fmt: skip
     return out

@@ -12,6 +12,7 @@ import torch
 
 from llmd_kernels import native
 from llmd_kernels.int8_linear import cpu, reference
+from llmd_kernels.quantize_weight import quantize_channels
 
 _ROWS_AT_ONCE = 256  # a multiple of a panel's
 _MAX_DEPTH = 1 << 16  # 255 · 127 · depth must fit 32 bits
@@ -67,8 +68,7 @@ def quantize(weight: torch.Tensor) -> Int8Weight:
     row_sums = torch.empty(weight.shape[0], dtype=torch.int32, device=weight.device)
     for start in range(0, weight.shape[0], _ROWS_AT_ONCE):  # float32 copies of a few rows, not of the whole weight
         part = slice(start, start + _ROWS_AT_ONCE)
-        quantized, scale[part] = reference.quantize_channels(weight[part])
-        row_sums[part] = quantized.sum(1, dtype=torch.int32)
+        quantized, scale[part], row_sums[part] = quantize_channels(weight[part])
         _put(packed, start, quantized)
     return Int8Weight(packed, scale, row_sums, weight.shape[1])
 

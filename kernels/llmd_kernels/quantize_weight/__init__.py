@@ -1,7 +1,7 @@
 """Weights to 8 or 4 bits while a model loads, in one pass over memory on a CPU.
 
-    channels    w ≈ q · scale[n], |q| ≤ 127, the largest of a row at ±127
-    groups      w ≈ (q - 8) · scale[n, g], 0 ≤ q < 16, the scale of two that leaves the smaller squared error
+channels    w ≈ q · scale[n], |q| ≤ 127, the largest of a row at ±127
+groups      w ≈ (q - 8) · scale[n, g], 0 ≤ q < 16, the scale of two that leaves the smaller squared error
 """
 
 from __future__ import annotations

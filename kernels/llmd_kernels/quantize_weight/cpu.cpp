@@ -34,11 +34,16 @@ static void channels(int8_t* q, float* scale, int32_t* sums, const T* w, int64_t
       const float wanted = largest(row, depth) / 127.0f, s = wanted < 1.17549435e-38f ? 1.17549435e-38f : wanted;
       scale[n] = s;
       vi sum = vi{};
-      for (int64_t k = 0; k < depth; k += L) {
+      int8_t* to = q + n * depth;
+      int64_t k = 0;
+      for (; k + L <= depth; k += L) {
+        const vi some = nearest(load(row + k) / s);
+        put_bytes(to + k, some);
+        sum += some;
+      }
+      if (k < depth) {
         const vi some = nearest(taken(row + k, depth - k) / s);
-        int8_t bytes[L];
-        put_bytes(bytes, some);
-        memcpy(q + n * depth + k, bytes, depth - k < L ? depth - k : L);
+        for (int64_t i = 0; k + i < depth; i++) to[k + i] = some[i];
         sum += some;
       }
       sums[n] = 0;
@@ -113,15 +118,21 @@ static void groups(uint8_t* q, float* scale, const T* w, int64_t count, int64_t 
 #pragma omp for schedule(static)
     for (int64_t n = 0; n < count; n++)
       for (int64_t first = 0; first < num_groups; first += L) {
-        alignas(64) float in[LARGEST_GROUP][L] = {};
+        alignas(64) float in[LARGEST_GROUP][L];
         alignas(64) uint8_t out[LARGEST_GROUP][L];
         const int64_t some = num_groups - first < L ? num_groups - first : L;
-        const int64_t begin = first * size, end = begin + some * size < depth ? begin + some * size : depth;
-        for (int64_t k = begin; k < end; k++) in[(k - begin) % size][(k - begin) / size] = widen(w[n * depth + k]);
+        if (some < L || (first + L) * size > depth) memset(in, 0, sizeof in);
+        for (int64_t g = 0; g < some; g++) {
+          const int64_t begin = (first + g) * size, own = depth - begin < size ? depth - begin : size;
+          for (int64_t k = 0; k < own; k++) in[k][g] = widen(w[n * depth + begin + k]);
+        }
         const vf best = best_scale((const vf*)in, size), inverse = 1.0f / best;
         for (int k = 0; k < size; k++) put_bytes(out[k], nearest(rounded(load(in[k]), inverse)) + 8);
-        for (int64_t k = begin; k < end; k++) q[n * depth + k] = out[(k - begin) % size][(k - begin) / size];
-        for (int64_t g = 0; g < some; g++) scale[n * num_groups + first + g] = best[g];
+        for (int64_t g = 0; g < some; g++) {
+          const int64_t begin = (first + g) * size, own = depth - begin < size ? depth - begin : size;
+          for (int64_t k = 0; k < own; k++) q[n * depth + begin + k] = out[k][g];
+          scale[n * num_groups + first + g] = best[g];
+        }
       }
   });
 }

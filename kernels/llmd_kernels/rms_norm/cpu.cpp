@@ -1,32 +1,12 @@
-#include "common.h"
+#include "lines.h"
 
-// y = x / sqrt(mean(x^2) + eps) * w; with a residual, x + residual is stored there and normalised.
+// y = x / sqrt(mean(x^2) + eps) * w; with a residual, x + residual is stored there and normalised as it was rounded.
 template <typename T>
 static void row(T* out, const T* x, T* residual, const T* w, float eps, int64_t dim) {
-  vf squares = vf{};
-  float tail = 0;
-  int64_t i = 0;
-  if (residual) {
-    for (; i + L <= dim; i += L) {
-      store(residual + i, load(residual + i) + load(x + i));
-      vf v = load(residual + i);  // as rounded, so that what is normalised is what is kept
-      squares += v * v;
-    }
-    for (; i < dim; i++) {
-      narrow(residual + i, widen(residual[i]) + widen(x[i]));
-      tail += widen(residual[i]) * widen(residual[i]);
-    }
-    x = residual;
-  } else {
-    for (; i + L <= dim; i += L) {
-      vf v = load(x + i);
-      squares += v * v;
-    }
-    for (; i < dim; i++) tail += widen(x[i]) * widen(x[i]);
-  }
-  float scale = 1.0f / __builtin_sqrtf((sum(squares) + tail) / dim + eps);
-  for (i = 0; i + L <= dim; i += L) store(out + i, load(x + i) * scale * load(w + i));
-  for (; i < dim; i++) narrow(out + i, widen(x[i]) * scale * widen(w[i]));
+  if (residual)
+    for (int64_t i = 0; i < dim; i += L)
+      store_some(residual + i, load_some(residual + i, dim - i) + load_some(x + i, dim - i), dim - i);
+  normalise(out, residual ? residual : x, w, eps, dim);
 }
 
 template <typename T>

@@ -16,7 +16,7 @@ def silu_mul(x: torch.Tensor) -> torch.Tensor:
 
         return triton.activate(x, triton.SILU)
     if native.is_available(x) and x.is_contiguous():
-        return cpu.silu_mul(x)
+        return cpu.activate(x, cpu.SILU)
     return reference.silu_mul(x)
 
 
@@ -27,6 +27,8 @@ def gelu_mul(x: torch.Tensor, *, tanh: bool = False) -> torch.Tensor:
         from llmd_kernels.silu_mul import triton
 
         return triton.activate(x, triton.GELU_TANH if tanh else triton.GELU)
+    if native.is_available(x) and x.is_contiguous():
+        return cpu.activate(x, cpu.GELU_TANH if tanh else cpu.GELU)
     return reference.gelu_mul(x, tanh=tanh)
 
 

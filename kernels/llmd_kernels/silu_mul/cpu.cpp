@@ -1,31 +1,55 @@
-#include "common.h"
+#include "lines.h"
 
-template <typename T>
+enum Kind : int64_t { SILU = 0, GELU = 1, GELU_TANH = 2 };
+
+// x / (1 + e^-y), never by an e^ of what is large.
+static inline vf gated(vf x, vf y) {
+  vf e = exp_((vf)((vi)y | (int32_t)0x80000000));  // e^-|y|
+  return x * ((y >= 0.0f ? splat(1.0f) : e) / (1.0f + e));
+}
+
+// The share of the normal distribution beyond |x|: a polynomial in t times e^(-x^2/2), absolute error 1e-7.
+// Abramowitz and Stegun, Handbook of Mathematical Functions, 7.1.26.
+static inline vf beyond(vf x) {
+  vf size = (vf)((vi)x & 0x7fffffff) * 0.707106781f, t = 1.0f / (1.0f + 0.3275911f * size);
+  vf p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+  return 0.5f * p * exp_(size * -size);
+}
+
+template <int KIND>
+static inline vf act(vf x) {
+  if constexpr (KIND == SILU) return gated(x, x);
+  if constexpr (KIND == GELU_TANH) return gated(x, 1.59576912f * (x + 0.044715f * x * x * x));
+  vf away = beyond(x);
+  return x * (x >= 0.0f ? 1.0f - away : away);
+}
+
+template <int KIND, typename T>
 static void run(T* out, const T* x, int64_t rows, int64_t dim) {
   team(rows * dim * (int64_t)sizeof(T), [=] {
+    const int64_t threads = omp_get_num_threads(), pieces = rows < 4 * threads ? threads : 1;  // of a row
+    const int64_t piece = ((dim + pieces - 1) / pieces + 2 * L - 1) / (2 * L) * (2 * L);
 #pragma omp for
-    for (int64_t t = 0; t < rows; t++) {
-      const T *gate = x + t * 2 * dim, *up = gate + dim;
-      T* y = out + t * dim;
-      int64_t i = 0;
-      for (; i + L <= dim; i += L) {
-        vf g = load(gate + i), e = exp_((vf)((vi)g | (int32_t)0x80000000));  // e^-|g|
-        vi positive = g >= 0.0f;
-        vf top = (vf)(((vi)splat(1.0f) & positive) | ((vi)e & ~positive));
-        store(y + i, g * (top / (1.0f + e)) * load(up + i));
-      }
-      for (; i < dim; i++) {
-        float g = widen(gate[i]);
-        narrow(y + i, g / (1.0f + __builtin_expf(-g)) * widen(up[i]));
-      }
+    for (int64_t i = 0; i < rows * pieces; i++) {
+      const int64_t begin = i % pieces * piece, end = begin + piece < dim ? begin + piece : dim;
+      const T *gate = x + i / pieces * 2 * dim, *up = gate + dim;
+      T* y = out + i / pieces * dim;
+      for (int64_t d = begin; d < end; d += L)
+        store_some(y + d, act<KIND>(load_some(gate + d, end - d)) * load_some(up + d, end - d), end - d);
     }
   });
 }
 
-EXPORT void llmd_silu_mul(void* out, const void* x, int64_t rows, int64_t dim, int64_t dtype) {
-  if (dtype == BF16)
-    run((bf16*)out, (const bf16*)x, rows, dim);
-  else
-    run((float*)out, (const float*)x, rows, dim);
+template <typename T>
+static void choose(T* out, const T* x, int64_t rows, int64_t dim, int64_t kind) {
+  switch (kind) {
+    case SILU: return run<SILU>(out, x, rows, dim);
+    case GELU: return run<GELU>(out, x, rows, dim);
+    case GELU_TANH: return run<GELU_TANH>(out, x, rows, dim);
+  }
+}
+
+EXPORT void llmd_silu_mul(void* out, const void* x, int64_t rows, int64_t dim, int64_t kind, int64_t dtype) {
+  dtype == BF16 ? choose((bf16*)out, (const bf16*)x, rows, dim, kind) : choose((float*)out, (const float*)x, rows, dim, kind);
 }
 REPLAYABLE(llmd_silu_mul)

@@ -82,6 +82,8 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.layers import Linear as Linear
     from llmd.model.layers import LMHead as LMHead
     from llmd.model.layers import WeightSlot as WeightSlot
+    from llmd.model.layers.experts import Experts as Experts
+    from llmd.model.layers.experts import route as route
     from llmd.model.layers.recurrence import linear_recurrence as linear_recurrence
     from llmd.model.layers.recurrence import short_convolution as short_convolution
     from llmd.model.logits import LogitsContext as LogitsContext
@@ -371,6 +373,10 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "Linear",
         "LMHead",
         "WeightSlot",
+    ),
+    "llmd.model.layers.experts": (
+        "Experts",
+        "route",
     ),
     "llmd.model.layers.recurrence": (
         "linear_recurrence",

@@ -13,6 +13,7 @@ from llmd.model.config import ArchitectureConfig, RopeConfig
 from llmd.model.layers.activation import gated_activation, plain_activation
 from llmd.model.layers.attention import Attention, EncoderAttention
 from llmd.model.layers.embedding import Embedding, LMHead
+from llmd.model.layers.experts import Expert, Experts
 from llmd.model.layers.linear import Linear, Part
 from llmd.model.layers.norm import LayerNorm, RMSNorm
 from llmd.model.layers.parameters import Layer, Shard, Slice, WeightSlot
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
     from llmd.model.attention import AttentionBackend, AttentionExtras
 
 __all__ = [
-    "Attention", "Embedding", "EncoderAttention", "LMHead", "Layer", "LayerNorm", "Layers", "Linear", "Part", "RMSNorm",
-    "Rotary", "Shard", "Slice", "WeightSlot",
+    "Attention", "Embedding", "EncoderAttention", "Expert", "Experts", "LMHead", "Layer", "LayerNorm", "Layers",
+    "Linear", "Part", "RMSNorm", "Rotary", "Shard", "Slice", "WeightSlot",
 ]  # fmt: skip
 
 
@@ -90,12 +91,30 @@ class Layers:
         heads = qkv.view(qkv.shape[0], -1, self.config.head_dim)
         return heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=1)
 
-    def gate_up(self, *, bias: bool = False) -> Linear:
-        """gate_proj and up_proj in one; its output goes to `activation`."""
-        rows = Slice.of(self.config.intermediate_size, self.shard, "intermediate_size")
-        return self._linear(
-            [Part("gate_proj", rows), Part("up_proj", rows)], Slice.of(self.config.hidden_size, None, ""), bias
+    def gate_up(
+        self, *, bias: bool = False, size: int | None = None, names: tuple[str, str] = ("gate_proj", "up_proj")
+    ) -> Linear:
+        """gate_proj and up_proj in one, as the checkpoint names them; its output goes to `activation`.
+
+        `size`: the features of each, by default intermediate_size.
+        """
+        rows = Slice.of(size or self.config.intermediate_size, self.shard, "intermediate_size")
+        return self._linear([Part(name, rows) for name in names], Slice.of(self.config.hidden_size, None, ""), bias)
+
+    def experts(
+        self, count: int, size: int, *, names: tuple[str, str, str] = ("gate_proj", "up_proj", "down_proj")
+    ) -> Experts:
+        """`count` gated MLPs of `size` features, their linears `<number>.<name>`; called with what a router chose."""
+        activation = self.activation()
+        return Experts(
+            Expert(self.gate_up(size=size, names=names[:2]), self.output(size), names[2], activation) for _ in range(count)
         )
+
+    def router(self, num_experts: int) -> Linear:
+        """Scores for experts, [T, num_experts]: never quantized while loading, for a token's way hangs on small gaps."""
+        linear = self.linear(self.config.hidden_size, num_experts)
+        linear.keeps_precision = True
+        return linear
 
     def activation(self) -> Callable[[torch.Tensor], torch.Tensor]:
         """act(gate) · up."""

@@ -65,6 +65,8 @@ class Linear(Layer):
         self._lists: dict[str, str] = {}  # parameters of any length, by the rest of their names in the checkpoint
         self.pieces: nn.ModuleList | None = None  # linears within this one, which hold what it computes with
         self.is_piece = False  # it is within another, and nobody else's affair
+        self.keeps_precision = False  # not to be quantized where the checkpoint does not say so
+        self.is_routed = False  # it sees some of a step's tokens: no place for adapters
         self.adapters: Slots | None = None  # where the model serves adapters
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
 
@@ -32,42 +33,57 @@ class Attention(nn.Module):
 
 
 class MLP(nn.Module):
-    """down(act(gate(x)) · up(x))."""
+    """down(act(gate(x)) · up(x)); `size`: the features within, by default intermediate_size."""
 
-    def __init__(self, config: ArchitectureConfig, layers: Layers) -> None:
+    def __init__(self, config: ArchitectureConfig, layers: Layers, size: int | None = None) -> None:
         super().__init__()
-        self.gate_up_proj = layers.gate_up(bias=config.mlp_bias)
+        self.gate_up_proj = layers.gate_up(bias=config.mlp_bias, size=size)
         self.activation = layers.activation()
-        self.down_proj = layers.output(config.intermediate_size, bias=config.mlp_bias)
+        self.down_proj = layers.output(size or config.intermediate_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down_proj(self.activation(self.gate_up_proj(x)))
 
 
+class MixedLayer(NamedTuple):
+    """What stands in for a layer's MLP, under which name."""
+
+    name: str
+    module: nn.Module
+
+
+Mixed = Callable[[int], "MixedLayer | None"]  # by the layer's index; None: an MLP
+
+
 class DecoderLayer(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x)); the additions are folded into the norms."""
 
-    def __init__(self, config: ArchitectureConfig, layers: Layers, index: int, **attention: bool) -> None:
+    def __init__(
+        self, config: ArchitectureConfig, layers: Layers, index: int, mixed: Mixed | None = None, **attention: bool
+    ) -> None:
         super().__init__()
         self.input_layernorm = layers.norm()
         self.self_attn = Attention(config, layers, index, **attention)
         self.post_attention_layernorm = layers.norm()
-        self.mlp = MLP(config, layers)
+        name, module = (mixed(index) if mixed is not None else None) or ("mlp", MLP(config, layers))
+        self.add_module(name, module)
+        self._mlp = name
 
     def forward(self, x: Tensor, residual: Tensor | None, batch: Batch) -> tuple[Tensor, Tensor]:
         x, residual = self.input_layernorm.add(x, residual)
         x = self.self_attn(x, batch)
         x, residual = self.post_attention_layernorm.add(x, residual)
-        return self.mlp(x), residual
+        return self._modules[self._mlp](x), residual  # type: ignore[misc]
 
 
 class Decoder(nn.Module):
     """embedding, N × layer, norm."""
 
-    def __init__(self, config: ArchitectureConfig, layers: Layers, **attention: bool) -> None:
+    def __init__(self, config: ArchitectureConfig, layers: Layers, mixed: Mixed | None = None, **attention: bool) -> None:
         super().__init__()
         self.embed_tokens = layers.embedding()
-        self.layers = nn.ModuleList(DecoderLayer(config, layers, index, **attention) for index in range(config.num_layers))
+        indices = range(config.num_layers)
+        self.layers = nn.ModuleList(DecoderLayer(config, layers, index, mixed, **attention) for index in indices)
         self.norm = layers.norm()
 
     def forward(self, batch: Batch) -> Tensor:
@@ -84,10 +100,17 @@ class CausalLM(nn.Module):
     ignored_weights: tuple[str, ...] = ("*rotary_emb.inv_freq",)
 
     def __init__(
-        self, config: ArchitectureConfig, layers: Layers, *, qkv_bias: bool, o_bias: bool, qk_norm: bool = False
+        self,
+        config: ArchitectureConfig,
+        layers: Layers,
+        *,
+        qkv_bias: bool,
+        o_bias: bool,
+        qk_norm: bool = False,
+        mixed: Mixed | None = None,
     ) -> None:
         super().__init__()
-        self.model = Decoder(config, layers, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm)
+        self.model = Decoder(config, layers, mixed, qkv_bias=qkv_bias, o_bias=o_bias, qk_norm=qk_norm)
         self.lm_head = layers.lm_head(self.model.embed_tokens)
         if config.tie_word_embeddings:
             self.ignored_weights = (*self.ignored_weights, "lm_head.weight")

@@ -9,7 +9,7 @@ from llmd.api.v1 import AttentionBackendSpec, AttentionNeeds, hookimpl
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from llmd.api.v1 import AttentionBackend, AttentionExtras, Batch
+    from llmd.api.v1 import AttentionBackend, AttentionExtras, Batch, HeadTurn
     from llmd_kernels.quantized_kv import LayerKV
 
 _KV_DTYPES = ("auto", "float32", "bfloat16", "int8", "fp8")
@@ -18,11 +18,13 @@ _KV_DTYPES = ("auto", "float32", "bfloat16", "int8", "fp8")
 class CpuAttention:
     """float32 accumulation; a cache of bfloat16, float32 or eight bits; windows, soft caps, sinks, ALiBi."""
 
+    turns_heads = True
+
     def __init__(self) -> None:
         from llmd_kernels.paged_attention import AttentionCall, paged_attention
-        from llmd_kernels.store_kv import store_kv
+        from llmd_kernels.store_kv import rotary_store_kv, store_kv
 
-        self._store, self._attend, self._call = store_kv, paged_attention, AttentionCall
+        self._store, self._turn, self._attend, self._call = store_kv, rotary_store_kv, paged_attention, AttentionCall
 
     def why_not(self, needs: AttentionNeeds) -> list[str]:
         reasons = []
@@ -49,8 +51,12 @@ class CpuAttention:
         scale: float,
         window: int | None,
         extras: AttentionExtras | None = None,
+        turn: HeadTurn | None = None,
     ) -> Tensor:
-        self._store(k, v, kv, meta.slot_mapping)
+        if turn is None:
+            self._store(k, v, kv, meta.slot_mapping)
+        else:
+            self._turn(q, k, v, kv, turn.positions, meta.slot_mapping, turn.cos_sin, turn.norms)
         call = self._call(
             q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, meta.max_query_len, scale, window,
             *(extras or ()),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from llmd.api.v1 import Linear, add_dense_weights
 from llmd_kernels.fp8_linear import dequantize, fp8_linear, quantize_weight
-from llmd_plugins.quantization.grouped import parts
+from llmd_kernels.quantize_weight.reference import parts
 from llmd_plugins.quantization.online import Online, PackedInTensors, buffer_of, check_scale
 
 

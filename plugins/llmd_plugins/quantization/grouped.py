@@ -1,18 +1,14 @@
-"""What methods with weights in groups share: their packed weight on a layer, and a dense one cut into groups."""
+"""What methods with weights in groups share: their packed weight on a layer."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from llmd.api.v1 import Linear
 from llmd_kernels.grouped_linear import GroupedWeight
 
 _TENSORS = ("packed", "scale", "offset", "columns")
-_ELEMENTS_AT_ONCE = {"cpu": 1 << 18, "cuda": 1 << 24}  # in float32: what stays in a cache; what keeps a GPU busy
 
 
 def keep(layer: Linear, weight: GroupedWeight) -> None:
@@ -36,19 +32,3 @@ class PackedInGroups:
 def kept(layer: Linear) -> GroupedWeight:
     """The layer's weight."""
     return layer.grouped  # type: ignore[return-value]
-
-
-def parts(weight: Tensor) -> Iterator[slice]:
-    """Rows of [N, K] to be worked on one after another, so that wide copies are of a few rows, not of the whole weight."""
-    num_rows = max(1, _ELEMENTS_AT_ONCE.get(weight.device.type, 1 << 18) // weight.shape[1])
-    for start in range(0, weight.shape[0], num_rows):
-        yield slice(start, start + num_rows)
-
-
-def by_group(rows: Tensor, group_size: int) -> Tensor:
-    """[N, K] → float32 [group_size, N · ceil(K / group_size)], a group a column, zeros behind the last one's end.
-
-    Sums over the first dim run along the lanes of a vector unit; over a short last dim they do not.
-    """
-    short = -rows.shape[1] % group_size
-    return torch.nn.functional.pad(rows.float(), (0, short)).view(-1, group_size).T.contiguous()

@@ -8,18 +8,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from llmd.api.v1 import Linear, ModelError, add_dense_weights
 from llmd_kernels.grouped_linear import grouped_linear, pack, unpack
-from llmd_plugins.quantization.grouped import PackedInGroups, by_group, keep, kept, parts
+from llmd_kernels.quantize_weight import GROUP_SIZES, quantize_groups
+from llmd_plugins.quantization.grouped import PackedInGroups, keep, kept
 from llmd_plugins.quantization.online import Online, check_scale
 
-GROUP_SIZES = (32, 64, 128)
 _ZERO = 8
-_SHARES = (1.0, 0.86)  # of a group's largest weight that the grid reaches: the rest is cut off, the steps are finer
-_SMALLEST_SCALE = 2.0**-24  # of float16
 
 
 class Int4(Online):
@@ -53,41 +50,3 @@ class Int4Linear(PackedInGroups):
 
     def dense_weight(self, layer: Linear) -> Tensor:
         return unpack(kept(layer))
-
-
-def quantize_groups(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
-    """[N, K] → uint8 codes [N, K] and float16 scales [N, ceil(K / group_size)]; weight ≈ (code - 8) · scale."""
-    num_groups = -(-weight.shape[1] // group_size)
-    codes = torch.empty(weight.shape, dtype=torch.uint8, device=weight.device)
-    scale = torch.empty(weight.shape[0], num_groups, dtype=torch.float16, device=weight.device)
-    for part in parts(weight):
-        columns = by_group(weight[part], group_size)
-        best = _best_scale(columns)
-        scale[part] = best.view(-1, num_groups)
-        rounded = _round(columns, best).add_(_ZERO).to(torch.uint8)
-        codes[part] = rounded.T.reshape(len(scale[part]), -1)[:, : weight.shape[1]]
-    return codes, scale
-
-
-def _round(columns: Tensor, scale: Tensor) -> Tensor:
-    return (columns * scale.reciprocal()).round_().clamp_(-8, 7)
-
-
-def _best_scale(columns: Tensor) -> Tensor:
-    """[S, G] → [G], each a float16 value: the grid's longer, negative side is where the largest weight is."""
-    highest, lowest = columns.amax(0), columns.amin(0)
-    largest = torch.where(highest > -lowest, highest, lowest)
-    best, least = torch.full_like(largest, torch.nan), torch.full_like(largest, torch.inf)
-    for share in _SHARES:
-        rounded = _round(columns, _storable(largest * (share / -8)))
-        fitted = (columns * rounded).sum(0) / rounded.square_().sum(0).clamp_min_(1)
-        scale = _storable(fitted)
-        error = _round(columns, scale).mul_(scale).sub_(columns).square_().sum(0)
-        best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
-    return best
-
-
-def _storable(scale: Tensor) -> Tensor:
-    """What float16 makes of it, and never zero."""
-    stored = scale.to(torch.float16).float()
-    return torch.where(stored == 0, _SMALLEST_SCALE, stored)

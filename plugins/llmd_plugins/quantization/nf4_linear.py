@@ -13,7 +13,7 @@ from torch import Tensor
 
 from llmd.api.v1 import Linear, add_dense_weights
 from llmd_kernels.codebook_linear import CodebookWeight, codebook_linear, pack, unpack
-from llmd_plugins.quantization.grouped import by_group, parts
+from llmd_kernels.quantize_weight.reference import by_group, parts
 from llmd_plugins.quantization.online import Online, buffer_of, check_scale
 
 NF4 = (

@@ -34,7 +34,7 @@ class Online:
         return False  # it is never how a checkpoint is stored
 
     def method(self, layer: Linear) -> QuantMethod | None:
-        return None if self._is_ignored(layer.checkpoint_names) else self._make()
+        return None if layer.keeps_precision or self._is_ignored(layer.checkpoint_names) else self._make()
 
     def head_method(self, layer: Linear) -> QuantMethod | None:
         return None if self._is_ignored(layer.checkpoint_names) else Int8Head()

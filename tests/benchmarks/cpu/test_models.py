@@ -93,7 +93,7 @@ def test_environments_are_found_alone_and_in_folders(tmp_path):
 def test_the_first_interpreter_that_has_an_engine_runs_it():
     modules = {"a": {"llmd", "transformers"}, "b": {"transformers", "openvino_genai"}}
     found, left_out = find_engines({}, ["a", "b"], lambda python, module: module in modules[python])
-    assert found == {"llmd": "a", "llmd-http": "a", "openvino": "b", "transformers": "a"}
+    assert found == {"llmd": "a", "llmd-fresh": "a", "llmd-http": "a", "openvino": "b", "transformers": "a"}
     assert left_out["vllm"] == "no interpreter has the module vllm"
 
 

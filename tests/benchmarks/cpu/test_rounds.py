@@ -185,6 +185,16 @@ def test_without_a_server_there_is_no_http():
     assert not found.of("bf16", "http")
 
 
+def test_a_start_without_prepacked_weights_is_measured_aside():
+    world = World({"llmd": 0.001, "llmd-fresh": 0.001, "openvino": 0.001}, start_s={"llmd-fresh": 1.5, "openvino": 2.0})
+    found = world.run(rounds=2)
+    assert {key.work for key in found.samples if key.engine == "llmd-fresh"} == {"start"}
+    assert len(found.samples["bf16", "start", "llmd-fresh"]) == 2
+    start = summarize(found, world.plan, TINY)["formats"]["bf16"]["start"]
+    assert start["best_peer"] == "openvino"
+    assert start["engines"]["llmd-fresh"]["llmd_is_times_better"] == pytest.approx(1.5, rel=0.05)
+
+
 def test_starts_alone():
     found = World({"llmd": 0.001, "openvino": 0.001}).run(rounds=3, works=["start"])
     assert {key.work for key in found.samples} == {"start"}

@@ -11,7 +11,6 @@ from llmd.api.v1 import AttentionExtras, AttentionNeeds
 from llmd.api.v1.testing.attention import check_attention_backend
 from llmd.model.attention import select_backend
 from llmd.model.layers import Attention
-from llmd_kernels.store_kv import rotary_store_kv
 from llmd_plugins.attention import cpu, reference, triton
 
 NEEDS = AttentionNeeds(device="cuda", dtype="bfloat16", head_dim=128, num_heads=8, num_kv_heads=2, block_size=16)
@@ -61,24 +60,17 @@ def test_old_gpus_and_a_missing_compiler_are_told(monkeypatch):
     assert triton.TritonAttention().why_not(NEEDS) == ["triton is not installed"]
 
 
-class Turning(cpu.CpuAttention):
-    """The CPU's, handed heads as they were projected."""
+class Separate(cpu.CpuAttention):
+    """The CPU's, handed heads that are normalised and turned already."""
 
-    turns_heads = True
-
-    def forward(self, q, k, v, kv, meta, *, scale, window, extras=None, turn=None):
-        rotary_store_kv(q, k, v, kv, turn.positions, meta.slot_mapping, turn.cos_sin, turn.norms)
-        call = self._call(
-            q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, meta.max_query_len, scale, window
-        )
-        return self._attend(call)
+    turns_heads = False
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen3"])
 def test_a_backend_that_turns_heads_gives_the_same(tmp_path, family):
     path = save_model(make_model(family), tmp_path)
     found = []
-    for backend in (None, Turning()):
+    for backend in (None, Separate()):
         runner = make_runner(path)
         for module in runner._model.module.modules():
             if backend is not None and isinstance(getattr(module, "attend", None), Attention):
