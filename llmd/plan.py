@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
@@ -56,23 +55,14 @@ def _without_weights(model: ModelConfig) -> ModelConfig:
 
 
 def _bandwidth(footprint: Footprint, model: ModelConfig) -> float | None:
-    """In a thread of its own, which runs where the model's would."""
     import torch
 
-    from llmd.model.bandwidth import memory_bandwidth
+    from llmd.model.bandwidth import host_bandwidth, memory_bandwidth
     from llmd.model.cpu_threads import choose_threads
-    from llmd_kernels import native
 
-    threads = choose_threads(model.cpu_threads, model.cpu_affinity)
-
-    def measure() -> float | None:
-        if footprint.device == "cpu":
-            threads.confine()
-            native.set_num_threads(threads.count)
-        return memory_bandwidth(torch.device(footprint.device))
-
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(measure).result()
+    if footprint.device == "cpu":
+        return host_bandwidth(choose_threads(model.cpu_threads, model.cpu_affinity))
+    return memory_bandwidth(torch.device(footprint.device))
 
 
 _RATES = ("max_decode_rate", "decode_limit", "likely_decode_rate")

@@ -14,6 +14,7 @@ FORMATS = ("bf16", "int8", "int4")
 LLMD = "llmd"
 LLMD_FRESH = "llmd-fresh"  # without the prepacked weights that an earlier start left; only its start is measured
 LLMD_HTTP = "llmd-http"
+OURS = (LLMD, LLMD_FRESH, LLMD_HTTP)
 _PROBE_S = 60
 
 

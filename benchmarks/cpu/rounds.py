@@ -15,13 +15,14 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
-from .engine_list import ENGINES, LLMD, LLMD_FRESH, LLMD_HTTP
+from .engine_list import ENGINES, LLMD_FRESH, LLMD_HTTP, OURS
 from .found import Found, Key, Plan, Sample, better
 from .machine import Quiet
 from .process import EngineFailure
-from .works import FIRST_TOKEN, HTTP, MEMORY, SERVED, START, Order
+from .works import FIRST_TOKEN, HTTP, MEMORY, MORE_OF, SERVED, START, Order
 
 _NOISY_S = 0.08  # below it a share may come of the counters, which go in hundredths of a second
+_LOADS_LONGER = 3  # times as long as any other call: engines compile, and caches are cold
 _KEEP_AFTER_S = 20.0  # an engine that takes longer to start is started once, not every round
 
 
@@ -63,7 +64,7 @@ class Rounds:
         self._running: dict[tuple[str, str], Engine] = {}  # by engine and format
         self._slow_to_start: set[tuple[str, str]] = set()
         self._out: set[Key] = set()  # given no more of that work
-        self._costs: dict[tuple[str, str], float] = {}  # seconds of each format and work, when last run
+        self._costs: dict[Key, float] = {}  # seconds that each took when last run
         self._began = machine.clock()
 
     def run(self, after_round: Callable[[Found], object]) -> Found:
@@ -73,7 +74,6 @@ class Rounds:
                 works = self._affordable(number)
                 for model_format in self._plan.engines:
                     self._run_format(number, model_format, works[model_format])
-                self._sit_out()
                 after_round(self._found)
         finally:
             for engine in self._running.values():
@@ -85,15 +85,23 @@ class Rounds:
         works = {model_format: list(self._plan.served) for model_format in self._plan.engines}
         left_s = self._plan.budget_s - (self._machine.clock() - self._began)
         for_round_s = left_s / (self._plan.rounds - number + 1)
-        costs = dict(self._costs)
+        costs = self._expected_costs()
         while sum(costs.values()) > for_round_s:
-            dearest = max((key for key in costs if key[1] != START), key=costs.__getitem__, default=None)
+            dearest = max((unit for unit in costs if unit[1] != START), key=costs.__getitem__, default=None)
             if dearest is None:
                 break
             del costs[dearest]
             works[dearest[0]].remove(dearest[1])
             self._note(f"round {number}: no time for {' '.join(dearest)}")
         return works
+
+    def _expected_costs(self) -> dict[tuple[str, str], float]:
+        """Seconds of each format and work, by those who still take part and what it took them last."""
+        costs: dict[tuple[str, str], float] = {}
+        for key, seconds in self._costs.items():
+            if key not in self._out and not (key.work == START and (key.engine, key.model_format) in self._slow_to_start):
+                costs[key[:2]] = costs.get(key[:2], 0.0) + seconds
+        return costs
 
     def _note(self, text: str) -> None:
         self._found.notes.append(text)
@@ -108,14 +116,15 @@ class Rounds:
         self._machine.say(f"round {number}, {model_format}: memory reads at {speed / 1e9:.1f} GB/s")
         turn = (number - 1) % len(names)
         for work in (START, *works):
-            began = self._machine.clock()
             for name in (*names[turn:], *names[:turn]):
-                self._take_turn(number, Key(model_format, work, name))
-            self._costs[model_format, work] = self._machine.clock() - began
+                began = self._machine.clock()
+                self._take_turn(number, key := Key(model_format, work, name))
+                self._costs[key] = self._machine.clock() - began
+            self._sit_out(model_format, work)
         self._end_format(number, model_format)
 
     def _has_work(self, model_format: str, name: str, works: Sequence[str]) -> bool:
-        wanted = works if self._plan.served and name != LLMD_FRESH else (START,)
+        wanted = [*works, START] if START in self._plan.works else works
         return any(self._takes_part(Key(model_format, work, name)) for work in wanted)
 
     def _takes_part(self, key: Key) -> bool:
@@ -147,7 +156,7 @@ class Rounds:
         try:
             settings = dict(ENGINES[key.engine].settings)
             options = {**self._plan.options, "format": key.model_format, "settings": settings}
-            loaded = engine.order(timeout_s, op="load", model=path, options=options)
+            loaded = engine.order(_LOADS_LONGER * timeout_s, op="load", model=path, options=options)
             answer = engine.order(timeout_s, op="generate", **FIRST_TOKEN._asdict())
         except BaseException:
             engine.close()
@@ -203,15 +212,15 @@ class Rounds:
             if process not in self._slow_to_start:
                 self._running.pop(process).close()
 
-    def _sit_out(self) -> None:
-        """Peers that are far behind the best one do not run the work again: their later figures would change nothing."""
-        for model_format, work in self._found.pairs():
-            if work in (START, MEMORY, HTTP):
-                continue
-            samples = {name: samples[-1] for name, samples in self._found.of(model_format, work).items() if name != LLMD}
-            peers = {name: sample.value for name, sample in samples.items() if not sample.is_noisy}
-            for name, value in peers.items():
-                key = Key(model_format, work, name)
-                if key not in self._out and better(work, value, max(peers.values())) < self._plan.sit_out:
-                    self._out.add(key)
-                    self._note(f"{name} sits out {model_format} {work} from now on: a peer is far better")
+    def _sit_out(self, model_format: str, work: str) -> None:
+        """Peers far behind the best one do not run the work, or one that is more of it, again: it would change nothing."""
+        if work == HTTP:
+            return
+        latest = {name: samples[-1] for name, samples in self._found.of(model_format, work).items()}
+        peers = {name: sample.value for name, sample in latest.items() if name not in OURS and not sample.is_noisy}
+        for name, value in peers.items():
+            key, worst = Key(model_format, work, name), min(better(work, value, other) for other in peers.values())
+            if key not in self._out and worst < self._plan.sit_out:
+                self._out |= {key, key._replace(work=MORE_OF.get(work, work))}
+                also = f" and {MORE_OF[work]}" if work in MORE_OF else ""
+                self._note(f"{name} sits out {model_format} {work}{also} from now on: a peer is far better")

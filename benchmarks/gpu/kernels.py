@@ -18,12 +18,13 @@ def cases(setting: Setting) -> dict[str, Callable[[], dict[str, Any]]]:
     """By name."""
     config = shape(setting.model, is_tiny=setting.is_tiny)
     made: dict[str, Make] = {**token_kernels.MAKE, **attention_kernels.MAKE, **sampling_kernels.MAKE}
-    return {name: lambda make=make: measure(setting, make(setting, config)) for name, make in made.items()}  # type: ignore[misc]
+    return {name: lambda make=make: measure(setting, config, make) for name, make in made.items()}  # type: ignore[misc]
 
 
 @torch.inference_mode()
-def measure(setting: Setting, work: Work) -> dict[str, Any]:
+def measure(setting: Setting, config: dict[str, Any], make: Make) -> dict[str, Any]:
     """What a call costs, and shares."""
+    work = make(setting, config)
     ms = median_ms(setting, work.ours)
     figures: dict[str, Any] = {"ms": round(ms, 4)}
     if work.num_bytes:

@@ -93,7 +93,7 @@ def _inputs(counts: list[int], start: int) -> Callable[[Setting, dict[str, Any]]
             samples=[True] * num_rows,
         )  # fmt: skip
         out = new_inputs(num_tokens, num_rows, setting.device)
-        columns = torch.tensor([plan.rows, plan.starts, plan.counts], device=setting.device)
+        columns = torch.tensor([plan.rows, plan.starts, plan.counts]).to(setting.device)
         return Work(
             lambda: prepare_batch(out, columns, arrays.token_ids, arrays.block_tables[0], _BLOCK_SIZE),
             lambda: arrays.batch(plan),

@@ -4,7 +4,7 @@
 // queries that are float32 and for processors without that instruction. In both one side is broadcast from where it lies
 // and the other is a vector, so that nothing is transposed and no sum needs a reduction.
 #pragma once
-#include "common.h"
+#include "lines.h"
 #include <array>
 #include <cstdlib>
 
@@ -17,24 +17,6 @@ constexpr int SCORE_VECTORS = 3, MIX_LINES = 12;  // as many as the registers ho
 #else
 constexpr int SCORE_VECTORS = 1, MIX_LINES = 2;
 #endif
-
-// Lines at once: vectors of floats, and of their bits.
-struct Eight {
-  static constexpr int N = 8;
-  typedef float F __attribute__((vector_size(32), aligned(4)));
-  typedef int32_t I __attribute__((vector_size(32), aligned(4)));
-};
-struct Sixteen {
-  static constexpr int N = 16;
-  typedef vf F;
-  typedef vi I;
-};
-template <class W>
-static inline typename W::F get(const void* p) { return *(const typename W::F*)p; }
-template <class W>
-static inline void put(void* p, typename W::F x) { *(typename W::F*)p = x; }
-template <class W>
-static inline typename W::F spread(const void* step) { return (typename W::F)(typename W::I{} + *(const int32_t*)step); }
 
 struct Singles {
   typedef float Item;
@@ -91,6 +73,47 @@ static inline void store_wide(bf16* p, vf low, vf high) {
 typedef Singles Pairs;
 #endif
 static inline void store_wide(float* p, vf low, vf high) { store(p, low), store(p + L, high); }
+
+// A line of the cache to what the products take, zeros behind it.
+template <typename I, typename T>
+static inline void widen_line(I* to, const T* from, int64_t dim, int64_t padded) {
+  for (int64_t d = 0; d < padded; d += WIDE) {
+    const int64_t n = dim - d;
+    store_wide(to + d, n > 0 ? load_some(from + d, n) : vf{}, n > L ? load_some(from + d + L, n - L) : vf{});
+  }
+}
+#if defined(__AVX512BF16__) && defined(__AVX512VL__) && defined(__AVX512VBMI__)
+// What 128 codes of eight bits stand for without their sign, as the bytes of a bfloat16.
+template <typename T>
+struct Codes {
+  alignas(64) uint8_t low[128], high[128];
+  Codes() {
+    for (int i = 0; i < 128; i++) {
+      bf16 x;
+      T code;
+      const uint8_t bits = (uint8_t)i;
+      memcpy(&code, &bits, 1), narrow(&x, widen(code));
+      low[i] = (uint8_t)x, high[i] = (uint8_t)(x >> 8);
+    }
+  }
+};
+template <typename T>
+static inline std::enable_if_t<sizeof(T) == 1> widen_line(bf16* to, const T* from, int64_t dim, int64_t padded) {
+  if (dim % 64 || dim != padded) return widen_line<bf16, T>(to, from, dim, padded);
+  static const Codes<T> codes;
+  const __m512i order = _mm512_setr_epi64(0, 4, 1, 5, 2, 6, 3, 7), sign = _mm512_set1_epi8((char)0x80);
+  const __m512i low0 = _mm512_load_si512(codes.low), low1 = _mm512_load_si512(codes.low + 64);
+  const __m512i high0 = _mm512_load_si512(codes.high), high1 = _mm512_load_si512(codes.high + 64);
+  for (int64_t d = 0; d < dim; d += 64) {
+    const __m512i x = _mm512_permutexvar_epi64(order, _mm512_loadu_si512(from + d));  // for unpack works in quarters
+    const __m512i size = std::is_same_v<T, int8_t> ? _mm512_abs_epi8(x) : x;
+    const __m512i low = _mm512_permutex2var_epi8(low0, size, low1);
+    const __m512i high = _mm512_or_si512(_mm512_permutex2var_epi8(high0, size, high1), _mm512_and_si512(x, sign));
+    _mm512_storeu_si512(to + d, _mm512_unpacklo_epi8(low, high));
+    _mm512_storeu_si512(to + d + 32, _mm512_unpackhi_epi8(low, high));
+  }
+}
+#endif
 
 // Where a tile's positions are; those outside a unit of work are zeros.
 struct Tile {
@@ -229,27 +252,4 @@ static void mix_all(const Scratch<A>& w, int64_t steps) {
       mix_some(w, line, left < MIX_LINES ? left : MIX_LINES, d, steps, std::make_index_sequence<MIX_LINES>());
     }
   }
-}
-
-// 2^x, relative error 2e-7, exact for whole numbers; anything below -127 gives 0, a NaN stays one.
-template <class W>
-static inline typename W::F exp2_(typename W::F x) {
-  typedef typename W::F F;
-  x = x < -127.0f ? F{} - 127.0f : x;
-  F shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f), p = F{} + 1.32647264e-3f;
-  p = p * r + 9.6715127e-3f;
-  p = p * r + 5.55073375e-2f;
-  p = p * r + 2.40222421e-1f;
-  p = p * r + 6.93146978e-1f;
-  p = p * r + 1.0f;
-  return p * (F)(((typename W::I)shifted + 127) << 23);
-}
-
-constexpr float LOG2E = 1.44269504f;
-
-template <class W>
-static inline typename W::F tanh_(typename W::F x) {
-  typedef typename W::I I;
-  typename W::F e = exp2_<W>((typename W::F)((I)x & 0x7fffffff) * (-2.0f * LOG2E));
-  return (typename W::F)((I)((1.0f - e) / (1.0f + e)) | ((I)x & (int32_t)0x80000000));
 }

@@ -38,7 +38,10 @@ static inline void put_bytes(void* p, vi x) { *(vb*)p = __builtin_convertvector(
 static inline vf load(const bf16* p) { return (vf)(words(p) << 16); }
 static inline void store(float* p, vf x) { *(vf*)p = x; }
 
-// Round to nearest even; a NaN keeps its sign and stays a NaN.
+// Round to nearest even; a NaN keeps its sign and stays a NaN. The instruction takes what is below 2^-126 for zero.
+#if defined(__AVX512BF16__) && defined(__AVX512VL__)
+static inline void store(bf16* p, vf x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
+#else
 static inline void store(bf16* p, vf x) {
   vu u = (vu)x;
   vu rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -46,6 +49,7 @@ static inline void store(bf16* p, vf x) {
   rounded = ((vu)is_nan & ((u >> 16) | 0x40)) | (~(vu)is_nan & rounded);
   *(vh*)p = __builtin_convertvector(rounded, vh);
 }
+#endif
 static inline float widen(float x) { return x; }
 static inline float widen(bf16 x) {
   uint32_t u = (uint32_t)x << 16;

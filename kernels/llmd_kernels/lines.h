@@ -1,4 +1,4 @@
-// What ops do to a line of numbers of any length: its ends, RMSNorm, rotary position embedding.
+// What ops do to a line of numbers of any length: its ends, powers, RMSNorm, rotary position embedding.
 #pragma once
 #include "common.h"
 
@@ -16,6 +16,47 @@ static inline void store_some(T* p, vf x, int64_t n) {
   T last[L];
   store(last, x);
   memcpy(p, last, n * sizeof(T));
+}
+
+// Eight or sixteen lanes: vectors of floats, and of their bits.
+struct Eight {
+  static constexpr int N = 8;
+  typedef float F __attribute__((vector_size(32), aligned(4)));
+  typedef int32_t I __attribute__((vector_size(32), aligned(4)));
+};
+struct Sixteen {
+  static constexpr int N = 16;
+  typedef vf F;
+  typedef vi I;
+};
+template <class W>
+static inline typename W::F get(const void* p) { return *(const typename W::F*)p; }
+template <class W>
+static inline void put(void* p, typename W::F x) { *(typename W::F*)p = x; }
+template <class W>
+static inline typename W::F spread(const void* step) { return (typename W::F)(typename W::I{} + *(const int32_t*)step); }
+
+// 2^x, relative error 2e-7, exact for whole numbers; anything below -127 gives 0, a NaN stays one.
+template <class W>
+static inline typename W::F exp2_(typename W::F x) {
+  typedef typename W::F F;
+  x = x < -127.0f ? F{} - 127.0f : x;
+  F shifted = x + 12582912.0f, r = x - (shifted - 12582912.0f), p = F{} + 1.32647264e-3f;
+  p = p * r + 9.6715127e-3f;
+  p = p * r + 5.55073375e-2f;
+  p = p * r + 2.40222421e-1f;
+  p = p * r + 6.93146978e-1f;
+  p = p * r + 1.0f;
+  return p * (F)(((typename W::I)shifted + 127) << 23);
+}
+
+constexpr float LOG2E = 1.44269504f;
+
+template <class W>
+static inline typename W::F tanh_(typename W::F x) {
+  typedef typename W::I I;
+  typename W::F e = exp2_<W>((typename W::F)((I)x & 0x7fffffff) * (-2.0f * LOG2E));
+  return (typename W::F)((I)((1.0f - e) / (1.0f + e)) | ((I)x & (int32_t)0x80000000));
 }
 
 // y = x / sqrt(mean(x^2) + eps) * w; y may be x.

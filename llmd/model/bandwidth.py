@@ -10,13 +10,15 @@ from __future__ import annotations
 import logging
 import mmap
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
 from llmd.engine.executor import ExecutorInfo
 from llmd.engine.roofline import CONTEXT, kv_token_bytes, likely_share, max_decode_rate
-from llmd.model.cpu_threads import cache_bytes
+from llmd.model.cpu_threads import Threads, cache_bytes
 from llmd.model.memory_room import free_memory
+from llmd_kernels import native
 from llmd_kernels.machine import read_s
 
 log = logging.getLogger("llmd.model")
@@ -37,6 +39,18 @@ def memory_bandwidth(device: torch.device, num_bytes: int | None = None, num_cop
             pass
         return probe.bandwidth
     return _copy_bandwidth(device, num_bytes or _BYTES, num_copies)
+
+
+def host_bandwidth(threads: Threads) -> float | None:
+    """Bytes a second that these threads read; they are led by a thread of their own, which runs where a model's would."""
+
+    def measure() -> float | None:
+        threads.confine()
+        native.set_num_threads(threads.count)
+        return memory_bandwidth(torch.device("cpu"))
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(measure).result()
 
 
 class ReadProbe:

@@ -5,8 +5,8 @@ one NUMA node: what the others' memory controllers serve comes over the intercon
 where there are more than two.
 
     affinity "auto"   all cores are ours: each thread stays on one, and the first, which takes the interrupts, is the loop's;
-                      no core is left for the loop, or a quota says how many are ours but not which: the kernel places the
-                      threads, within the node
+                      no core is left for the loop (who waits for a core had better take the other one), or a quota says how
+                      many are ours but not which: the kernel places the threads, within the node
     "none"            the kernel places them
     "0-3,8"           a thread on each of these
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -31,7 +32,8 @@ _SYSTEM = Path("sys/devices/system")
 _BINDING = ("OMP_PROC_BIND", "OMP_PLACES", "GOMP_CPU_AFFINITY", "KMP_AFFINITY")  # OpenMP places its threads by itself
 
 
-class Threads(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Threads:
     """What was decided. `cpus`: where the threads may run, empty: anywhere; pinned ones stay on the one of their number."""
 
     count: int

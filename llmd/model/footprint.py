@@ -14,9 +14,10 @@ from torch.overrides import TorchFunctionMode
 from llmd.config import AdaptersConfig, CacheConfig, Config, ModelConfig, SchedulerConfig
 from llmd.engine.roofline import likely_share, max_decode_rate
 from llmd.errors import ModelError
+from llmd.model.blueprint import Blueprint
 from llmd.model.kv_tensors import block_bytes, kv_dtype, pool_bytes, promised_bytes
 from llmd.model.layers import Embedding, Layer, Linear, LMHead
-from llmd.model.loader import Blueprint, build_empty, plan_model
+from llmd.model.loader import build_empty, plan_model
 from llmd.model.memory_room import RESERVE_BYTES, HostMemory, check_room, host_memory
 from llmd.model.parts import ModelParts
 from llmd.model.states import room_beside, row_bytes

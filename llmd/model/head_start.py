@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmd.model")
 
 _GPUS = ("/dev/nvidiactl", "/dev/nvidia0", "/dev/kfd")
-_QUANTIZED = 0.5  # of the files, what is kept of them at most; the rest goes back
+_QUANTIZED = 0.2  # of the files: beside it the largest tensor has to lie as it was, and once more quantized
 
 
 def head_start(model: ModelConfig, folder: Path, parts: ModelParts) -> None:

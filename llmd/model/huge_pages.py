@@ -42,6 +42,13 @@ class Memory(NamedTuple):
             self.mapping.madvise(mmap.MADV_DONTNEED, first, len(self.mapping) - first)
 
 
+class Prepared(NamedTuple):
+    """Memory, and the thread that still makes the rest of it ready: it may be used, and given back when that has ended."""
+
+    memory: Memory
+    thread: threading.Thread
+
+
 def map_huge(size: int) -> Memory | None:
     """Memory for `size` bytes; None where the system has no huge pages to ask for. Raises MemoryError."""
     if not hasattr(mmap, "MADV_HUGEPAGE"):
@@ -79,12 +86,10 @@ class _Ready:
             self._thread = threading.Thread(target=_populate, args=(memory,), name="llmd-memory", daemon=True)
             self._thread.start()
 
-    def take(self) -> Memory | None:
+    def take(self) -> Prepared | None:
         with self._lock:
             thread, memory, self._thread, self._memory = self._thread, self._memory, None, None
-        if thread is not None:
-            thread.join()
-        return memory
+        return None if thread is None or memory is None else Prepared(memory, thread)
 
 
 _ready = _Ready()
@@ -100,8 +105,8 @@ def prepare(size: int) -> None:
         log.debug("%s", error)
 
 
-def take_prepared() -> Memory | None:
-    """What `prepare` was asked for last, once it is ready; it is the caller's then."""
+def take_prepared() -> Prepared | None:
+    """What `prepare` was asked for; it is the caller's then."""
     return _ready.take()
 
 

@@ -96,7 +96,8 @@ class Prepacked:
     def save(self) -> None:
         """Write the layers, filled by now, in a thread and a little later, unless the file is there."""
         kept = {name: layer for name, layer in self._layers.items() if self._can_keep(name, layer)}
-        if self._is_whole or sum(tensor.nbytes for layer in kept.values() for tensor in _tensors(layer)) < _WORTHWHILE_BYTES:
+        size = sum(tensor.nbytes for layer in kept.values() for tensor in _tensors(layer))
+        if self._is_whole or not kept or size < _WORTHWHILE_BYTES:
             return
         leaving = threading.Event()
         thread = threading.Thread(target=self._write, args=(kept, leaving), name="llmd-prepack", daemon=True)

@@ -28,10 +28,11 @@ from llmd.model.adapter_slots import AdapterTable, NoAdapters, PackedAdapter
 from llmd.model.adapters import read_adapter
 from llmd.model.bandwidth import memory_bandwidth
 from llmd.model.batch import Batch, RowArrays
+from llmd.model.blueprint import Blueprint
 from llmd.model.footprint import reserve_host, step_bytes, weight_bits
 from llmd.model.graphs import DecodeGraphs, capture_for
 from llmd.model.kv_tensors import KVTensors, Sizes, block_bytes, kv_dtype, no_pool, pool_bytes, show, size_pool
-from llmd.model.loader import Blueprint, ModelParts, load_model, plan_model
+from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
 from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
 from llmd.model.pooler import Head, Pooler
@@ -293,6 +294,8 @@ class Runner:
             str(self.kv.dtype).removeprefix("torch."), self.max_model_len,
             model.backend_name, model.dtype, self.device,
         )  # fmt: skip
+        if self.states.num_bytes:
+            log.info("states of %d rows: %s", self._scheduler.max_num_seqs, show(self.states.num_bytes))
         return ExecutorInfo(
             num_blocks=self.kv.num_blocks,
             block_size=self._cache.block_size,

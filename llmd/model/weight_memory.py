@@ -36,8 +36,9 @@ class WeightMemory:
     def __init__(self) -> None:
         self._chunks: list[Memory] = []
         self._next = 0  # offset of what is free in the last one
-        if (prepared := take_prepared()) is not None:
-            self._add(prepared)
+        self._prepared = take_prepared()
+        if self._prepared is not None:
+            self._add(self._prepared.memory)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialized tensor, first touched by the threads that will read it. Raises MemoryError."""
@@ -62,7 +63,7 @@ class WeightMemory:
     def close(self) -> None:
         """No more tensors: what was made ready and is not used goes back."""
         if self._chunks:
-            self._chunks[-1].give_back(self._next)
+            self._give_back_rest()
         self._chunks = []
 
     def __contains__(self, tensor: torch.Tensor) -> bool:
@@ -75,8 +76,13 @@ class WeightMemory:
         if (memory := map_huge(max(_CHUNK, num_bytes))) is None:
             return None
         if self._chunks:
-            self._chunks[-1].give_back(self._next)
+            self._give_back_rest()
         return self._add(memory)
+
+    def _give_back_rest(self) -> None:
+        if self._prepared is not None:
+            self._prepared.thread.join()
+        self._chunks[-1].give_back(self._next)
 
     def _add(self, memory: Memory) -> Memory:
         self._chunks.append(memory)
@@ -106,6 +112,8 @@ class MappedFile:
         except BaseException:
             self._file.close()
             raise
+        if hasattr(mmap, "MADV_WILLNEED"):
+            self._mapping.madvise(mmap.MADV_WILLNEED)
         self._num_threads = torch.get_num_threads()
         self._threads = ThreadPoolExecutor(self._num_threads, "llmd-read")
         self._address = address_of(self._mapping)

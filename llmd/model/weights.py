@@ -44,7 +44,10 @@ def prepare_slots(module: nn.Module, quantization: Quantization | None) -> dict[
             for slot in child.weight_slots():
                 slots[slot.name] = Slot.of(slot, child)
         elif child._parameters:
-            raise ModelError(f"{type(child).__name__} at {name!r} holds parameters but is no layer from `layers`")
+            raise ModelError(
+                f"{type(child).__name__} at {name!r} holds parameters but is no layer from `layers`: a subclass of "
+                "llmd.api.v1.Layer declares its own with add_parameter"
+            )
     return slots
 
 

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     from llmd.engine.executor import Executor, LoadProgress
     from llmd.engine.queue import WaitingQueue
     from llmd.model.adapters import AdapterFormat
-    from llmd.model.weights import Checkpoint
     from llmd.model.logits import LogitsProcessor
     from llmd.model.quantization import Quantization
     from llmd.model.sampler import Sampler
+    from llmd.model.weights import Checkpoint
     from llmd.server.auth import Authenticator
     from llmd.text.parsers import CallForm, Parser
     from llmd.text.structured import Constraint, GrammarCompiler

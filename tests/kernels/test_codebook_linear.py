@@ -45,6 +45,17 @@ def test_a_row_is_the_same_in_every_batch():
         assert torch.equal(codebook_linear(x[index : index + 1], weight)[0], whole[index])
 
 
+@pytest.mark.parametrize("scale_dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_may_lie_apart_and_scales_be_of_any_dtype(dtype, scale_dtype):
+    q, codebook = torch.randint(0, 16, (20, 128), dtype=torch.uint8), torch.randn(16)
+    scale = torch.tensor([[2.0**-20, 3.0]]).expand(20, 2).to(scale_dtype)  # the first below float16's normal numbers
+    weight = pack(q, scale.contiguous(), codebook, group_size=64)
+    x = torch.randn(5, 300).to(dtype)[:, 1:129]
+    wanted = x.float() @ (codebook[q.long()] * scale.float().repeat_interleave(64, 1)).T
+    assert ((codebook_linear(x, weight).float() - wanted).norm() / wanted.norm()) < 1e-2
+
+
 def test_shapes_that_do_not_agree():
     weight, _ = made(5, 64, 64)
     with pytest.raises(ValueError, match=r"wants x \[M, 64\], got \(2, 32\)"):

@@ -44,7 +44,7 @@ class FakeCuda(TorchDispatchMode):
             return func(*args, **{**kwargs, "pin_memory": False} if kwargs.get("pin_memory") else kwargs)
         if is_there and (answer := self._to_host(func, args, kwargs, goes_there)) is not None:
             return answer
-        if func is aten._to_copy.default and not is_there:
+        if func.name().startswith(("aten::_to_copy", "aten::to.")) and not is_there:
             with self._fakes:
                 return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="cuda")
         args, kwargs = tree_map_only(torch.Tensor, self._fake, (args, kwargs))
@@ -128,6 +128,10 @@ class Event:
         """The host waits."""
         self._device.waits.append("event")
 
+    def elapsed_time(self, other: Event) -> float:
+        """Milliseconds."""
+        return 1.0
+
 
 class Graph:
     """torch.cuda.CUDAGraph."""
@@ -144,10 +148,29 @@ def _as_method(function):
     return lambda *args, **kwargs: function(*args, **kwargs)
 
 
+class Driver:
+    """Triton's, for a device that is only compiled for."""
+
+    def __init__(self, capability: int) -> None:
+        from triton.backends.compiler import GPUTarget
+
+        self._target = GPUTarget("cuda", capability, 32)
+
+    def get_current_target(self):
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
 @contextlib.contextmanager
-def fake_cuda() -> Iterator[FakeCuda]:
-    """A machine with one such device."""
-    from triton.runtime.jit import JITFunction
+def fake_cuda(*, compiles: bool = False) -> Iterator[FakeCuda]:
+    """A machine with one such device. `compiles`: each launch compiles what a real one would, with its very arguments."""
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction, MockTensor
 
     device = FakeCuda()
     facts = SimpleNamespace(multi_processor_count=132, major=9, minor=0, name="fake", total_memory=80 << 30, gcnArchName="")
@@ -160,10 +183,19 @@ def fake_cuda() -> Iterator[FakeCuda]:
         "synchronize": lambda *_: device.waits.append("synchronize"), "empty_cache": lambda: None,
     }  # fmt: skip
 
+    run = JITFunction.run
+
     def launch(self, *args, grid, warmup=False, **kwargs):
         device.launches.append(self.fn.__name__)
+        assert all(isinstance(size, int) and size > 0 for size in grid), (self.fn.__name__, grid)
+        if compiles:
+            args = [MockTensor(arg.dtype) if isinstance(arg, torch.Tensor) else arg for arg in args]
+            assert run(self, *args, grid=grid, warmup=True, **kwargs).asm["cubin"]
 
     with contextlib.ExitStack() as stack:
+        if compiles:
+            stack.callback(driver.set_active, driver._active)
+            driver.set_active(Driver(10 * facts.major + facts.minor))
         for name, value in patches.items():
             stack.enter_context(mock.patch.object(torch.cuda, name, value))
         stack.enter_context(mock.patch.object(JITFunction, "run", launch))

@@ -168,3 +168,18 @@ def test_an_adapter_that_cannot_be_recorded_leaves_the_others_recorded(tmp_path,
     assert tokens == with_adapters(path, made, enforce_eager=True)[1]
     assert {variant for _, variant in graphs(recorded)} == {0}
     assert [record.message for record in caplog.records if "with these adapters are not recorded" in record.message]
+
+
+@pytest.mark.parametrize("quantization", ["int8", "int4"])
+def test_a_row_is_the_same_alone_and_in_a_batch_bit_by_bit(path, quantization):
+    driver = StepDriver(make_runner(path, dtype="bfloat16", quantization=quantization))
+    params = SamplingParams(temperature=0.0, logprobs=5)
+    found = []
+    for others in (0, 15):
+        sequence = driver.sequence(prompts(11)[0], params)
+        batch = [sequence, *(driver.sequence(prompts(3 + length, seed=length)[0]) for length in range(others))]
+        driver.step([(one, len(one.tokens)) for one in batch])
+        found.append([driver.step([(one, 1) for one in batch]).logprobs[sequence.row] for _ in range(6)])
+        for one in batch:
+            driver.release(one)
+    assert found[0] == found[1]

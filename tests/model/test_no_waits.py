@@ -28,7 +28,7 @@ WISHES = {
 
 @pytest.fixture(scope="module")
 def machine(path):
-    with fake_cuda() as device:
+    with fake_cuda(compiles=True) as device:
         made = Runner(
             ModelConfig(model=str(path), dtype="float32", device="cuda"),
             CacheConfig(block_size=4, kv_cache_bytes=8 << 20),

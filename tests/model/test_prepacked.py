@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from llmd.config import ModelConfig
 from llmd.model import prepacked, prepacked_files
 from llmd.model.prepacked_files import SUFFIX, cache_folder, entry_of, make_room
+from llmd_kernels import native
 
 METHODS = ("int8", "int4", "nf4", "fp8")
 
@@ -28,7 +29,11 @@ def saved(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
+    """A folder of one's own, but for the compiled kernels."""
+    kernels = native._cache_folder()
     monkeypatch.setenv("LLMD_CACHE_DIR", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "kernels").symlink_to(kernels)
     monkeypatch.setattr(prepacked, "_WORTHWHILE_BYTES", 0)
     monkeypatch.setattr(prepacked, "_QUIET_S", 0.0)
     return tmp_path / "cache" / "prepacked"
@@ -185,9 +190,9 @@ def test_a_folder_that_cannot_be_written_is_a_line_in_the_log(saved, cache, how,
     caplog.set_level("INFO", "llmd.model")
     bound = 1 << 30
     if how == "a file in the way":
-        cache.parent.write_text("")
+        cache.write_text("")
     elif how == "open to others":
-        cache.mkdir(parents=True)
+        cache.mkdir()
         cache.chmod(0o777)
     elif how == "no room on the disk":
         monkeypatch.setattr(prepacked_files, "_SPARE_BYTES", 1 << 60)
@@ -210,21 +215,21 @@ def test_a_disk_that_fills_up_midway_leaves_nothing(saved, cache, monkeypatch, c
 
 
 def test_what_was_not_used_for_longest_goes_first(tmp_path):
-    now = time.time()
+    now, folder = time.time(), tmp_path / "held"
+    folder.mkdir(mode=0o700)
     for age, name in enumerate(["new", "older", "oldest"]):
-        file = tmp_path / f"{name}{SUFFIX}"
+        file = folder / f"{name}{SUFFIX}"
         file.write_bytes(bytes(1000))
         os.utime(file, (now - age, now - age))
-    stale, fresh = tmp_path / "stale.tmp", tmp_path / "fresh.tmp"
+    stale, fresh = folder / "stale.tmp", folder / "fresh.tmp"
     for file in (stale, fresh):
         file.touch()
     os.utime(stale, (now - 9999, now - 9999))
-    tmp_path.chmod(0o700)
-    assert make_room(tmp_path, 1500, 3600) is None
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["fresh.tmp", f"new{SUFFIX}", f"older{SUFFIX}"]
-    assert make_room(tmp_path, 2500, 3600) is None
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["fresh.tmp", f"new{SUFFIX}"]
-    assert "prepacked_cache_bytes allows 3600" in make_room(tmp_path, 4000, 3600)
+    assert make_room(folder, 1500, 3600) is None
+    assert sorted(file.name for file in folder.iterdir()) == ["fresh.tmp", f"new{SUFFIX}", f"older{SUFFIX}"]
+    assert make_room(folder, 2500, 3600) is None
+    assert sorted(file.name for file in folder.iterdir()) == ["fresh.tmp", f"new{SUFFIX}"]
+    assert "prepacked_cache_bytes allows 3600" in make_room(folder, 4000, 3600)
 
 
 def test_use_makes_a_file_young(saved, cache):

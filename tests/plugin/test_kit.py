@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from plugin.test_guide import EXAMPLES
 
 from llmd.api.v1 import AttentionBackend, Principal, RouteSpec, SamplingParams
 from llmd.api.v1.testing import (
@@ -81,6 +82,28 @@ def test_attention_backend_that_is_wrong(backend: AttentionBackend, told):
 def test_architecture_that_is_wrong(llmd_tiny_model):
     with pytest.raises(AssertionError, match="against the reference: relative error"):
         check_architecture(llmd_tiny_model, reference=lambda ids: torch.randn(len(ids), 258), load_format="dummy")
+
+
+@pytest.mark.parametrize(
+    ("written", "instead", "told"),
+    [
+        (", has_state=True", "", "its spec must say has_state=True"),
+        (
+            "self.sums = ",
+            "self.own = nn.Parameter(torch.zeros(3)); self.sums = ",
+            "a subclass of llmd.api.v1.Layer",
+        ),
+        ("linear_recurrence(decay, (1 - decay) * values, self.sums, batch)", "values.cumsum(0)", "tokens, "),
+    ],
+)
+def test_architecture_with_a_mistake_in_its_states(written, instead, told, wheels):
+    """Each is a failure, not a model that it does not know."""
+    source = EXAMPLES["An architecture with states of its own"]
+    assert source.count(written) == 1
+    wheels.add("acme-zeta", source.replace(written, instead), name="acme.zeta")
+    (finding,) = [finding for finding in check_plugin("acme-zeta").findings if finding.check == "contract"]
+    assert finding.result == "failed"
+    assert told in finding.detail
 
 
 class Impatient(HermesParser):

@@ -7,6 +7,7 @@ import torch
 from llmd_kernels.native import DTYPES, library
 
 _LANES = 16  # bytes of codes at a time
+_DTYPES = {**DTYPES, torch.float16: 2}  # of scales and biases
 MAX_ROWS = 192  # beyond, a dense panel that all rows share wins
 
 
@@ -25,14 +26,18 @@ def linear(
     bias: torch.Tensor | None,
 ) -> torch.Tensor:
     """x [M, K] of a dtype the kernels know → [M, N] in x's dtype."""
-    halves = x.float().view(x.shape[0], -1, 2).transpose(1, 2).contiguous()  # [M, 2, K / 2]: even columns, odd ones
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    if scale.dtype not in _DTYPES:
+        scale = scale.float()
+    if bias is not None and bias.dtype not in _DTYPES:
+        bias = bias.float()
     out = torch.empty(x.shape[0], packed.shape[0], dtype=x.dtype)
-    wide_scale, wide_bias = scale.float(), None if bias is None else bias.float()
     lib = library()
     assert lib is not None
     lib.llmd_codebook_linear(
-        out.data_ptr(), halves.data_ptr(), packed.data_ptr(), wide_scale.data_ptr(), codebook.data_ptr(),
-        None if wide_bias is None else wide_bias.data_ptr(), x.shape[0], packed.shape[0], in_features // 2, group_size // 2,
-        DTYPES[x.dtype],
+        out.data_ptr(), x.data_ptr(), packed.data_ptr(), scale.data_ptr(), codebook.data_ptr(),
+        None if bias is None else bias.data_ptr(), x.shape[0], packed.shape[0], in_features // 2, group_size // 2,
+        x.stride(0), DTYPES[x.dtype], _DTYPES[scale.dtype], _DTYPES[torch.float32 if bias is None else bias.dtype],
     )  # fmt: skip
     return out

@@ -119,7 +119,7 @@ def grouped_linear(x: torch.Tensor, weight: GroupedWeight, bias: torch.Tensor | 
     if weight.layout == "panels" and native.is_available(x):
         return cpu.linear(x, weight, bias)
     if weight.layout == "chunks" and x.is_cuda:
-        return _on_gpu().linear(x, weight, bias)  # type: ignore[no-any-return]
+        return _on_gpu().linear(x, weight, bias)
     return reference.linear(x, unpack(weight), bias)
 
 

@@ -14,7 +14,6 @@
 // prompt was chunked nor on what else is in the batch. Decodes over long contexts are split into fixed parts of 1024
 // positions, merged in order.
 #include "attention.h"
-#include "lines.h"
 #include <algorithm>
 #include <cmath>
 
@@ -96,15 +95,6 @@ static void soften(const Args& g, Scratch<A>& w, int64_t n, int64_t at, int64_t 
   put<W>(w.total + n, get<W>(w.total + n) * shrink + sums);
 }
 
-template <typename I, typename T>
-static inline void widen_line(const char* to, const char* from, int64_t dim, int64_t padded) {
-  for (int64_t d = 0; d < padded; d += WIDE) {
-    const T* x = (const T*)from + d;
-    vf low = d < dim ? load_some(x, dim - d) : vf{}, high = d + L < dim ? load_some(x + L, dim - d - L) : vf{};
-    store_wide((I*)to + d, low, high);
-  }
-}
-
 // Finds the positions of one head from `at` on.
 template <typename T>
 static void find(const Args& g, const Unit& u, int64_t at, const char* zeros, Tile& tile) {
@@ -118,6 +108,7 @@ static void find(const Args& g, const Unit& u, int64_t at, const char* zeros, Ti
     const int64_t end = std::min(last, (index + 1) * g.block_size - at);
     int64_t offset = block * g.block_stride + token * g.token_stride + u.head * g.dim;
     int64_t scale = block * g.scale_stride + token * g.kv_heads + u.head;
+    if constexpr (sizeof(T) == 1) __builtin_prefetch(g.key_scales + scale), __builtin_prefetch(g.value_scales + scale);
     for (; i < end; i++, offset += g.token_stride, scale += g.kv_heads) {
       tile.keys[i] = (const char*)((const T*)g.keys + offset), tile.values[i] = (const char*)((const T*)g.values + offset);
       if constexpr (sizeof(T) == 1) tile.key_scales[i] = g.key_scales + scale, tile.value_scales[i] = g.value_scales + scale;
@@ -134,8 +125,8 @@ static void take(const Args& g, int64_t depth, const Tile& tile, Scratch<A>& w) 
   w.now = &w.wide;
   for (int64_t i = 0; i < depth; i++) {
     const int64_t dim = tile.keys[i] == w.zeros ? 0 : g.dim;
-    widen_line<Item, T>(w.wide.keys[i], tile.keys[i], dim, w.padded);
-    widen_line<Item, T>(w.wide.values[i], tile.values[i], dim, w.padded);
+    widen_line((Item*)w.wide.keys[i], (const T*)tile.keys[i], dim, w.padded);
+    widen_line((Item*)w.wide.values[i], (const T*)tile.values[i], dim, w.padded);
     if constexpr (sizeof(T) == 1) w.key_scales[i] = widen(*tile.key_scales[i]), w.value_scales[i] = widen(*tile.value_scales[i]);
   }
 }

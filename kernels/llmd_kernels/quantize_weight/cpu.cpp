@@ -143,3 +143,21 @@ EXPORT void llmd_quantize_groups(uint8_t* q, float* scale, const void* w, int64_
   if (dtype == BF16) groups(q, scale, (const bf16*)w, count, depth, size);
   else groups(q, scale, (const float*)w, count, depth, size);
 }
+
+// Words [count, words] of four features each -> [panels, words, 16], as panels.h has them; zeros for rows that are lacking.
+EXPORT void llmd_pack_quads(int32_t* out, const int32_t* q, int64_t count, int64_t words) {
+  team(count * words * 4, [&] {
+#pragma omp for schedule(static)
+    for (int64_t panel = 0; panel < (count + L - 1) / L; panel++) {
+      const int64_t some = count - panel * L < L ? count - panel * L : L;
+      const int32_t* rows = q + panel * L * words;
+      int32_t* to = out + panel * L * words;
+      if (some < L) memset(to, 0, L * words * 4);
+      for (int64_t k = 0; k < words; k += L) {
+        const int64_t end = words - k < L ? words - k : L;
+        for (int64_t r = 0; r < some; r++)
+          for (int64_t i = 0; i < end; i++) to[(k + i) * L + r] = rows[r * words + k + i];
+      }
+    }
+  });
+}

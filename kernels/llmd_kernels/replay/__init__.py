@@ -12,11 +12,11 @@ from __future__ import annotations
 
 import ctypes
 import logging
+import mmap
 import weakref
 from collections import Counter
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -25,8 +25,7 @@ from llmd_kernels import native
 
 log = logging.getLogger("llmd.kernels")
 
-_ALIGNMENT = 64
-_SMALLEST = 4096
+_SMALLEST = mmap.PAGESIZE
 _EMPTY = {
     torch.ops.aten.empty.memory_format,
     torch.ops.aten.empty_like.default,
@@ -40,36 +39,34 @@ class Pool:
     """Memory that recordings work in. It stays until the pool goes; recordings share it, for only one runs at a time."""
 
     def __init__(self) -> None:
-        self._free: dict[int, list[np.ndarray]] = {}  # by size, powers of two
-        self._taken: dict[int, np.ndarray] = {}  # by address
+        self._free: dict[int, list[mmap.mmap]] = {}  # by size, powers of two
+        self._taken: dict[int, mmap.mmap] = {}  # by address
         self.num_bytes = 0
 
-    def take(self, num_bytes: int) -> np.ndarray:
-        """uint8 [num_bytes], aligned; it comes back when the last tensor over it is gone."""
+    def take(self, num_bytes: int) -> torch.Tensor:
+        """uint8 [num_bytes], at the start of a page; the memory comes back when the last tensor over it is gone."""
         size = max(_SMALLEST, 1 << (num_bytes - 1).bit_length())
         chunks = self._free.get(size)
         chunk = chunks.pop() if chunks else self._new(size)
-        address = chunk.ctypes.data
+        array = (ctypes.c_ubyte * num_bytes).from_buffer(chunk)
+        address = ctypes.addressof(array)
         self._taken[address] = chunk
-        array = chunk[:num_bytes]
         weakref.finalize(array, self._give, address)
-        return array
+        return torch.frombuffer(array, dtype=torch.uint8)
 
     def give_all(self) -> None:
         """A recording is done: the next one may work in the same memory, though this one's results lie there."""
         for address in list(self._taken):
             self._give(address)
 
-    def _new(self, size: int) -> np.ndarray:
+    def _new(self, size: int) -> mmap.mmap:
         self.num_bytes += size
-        memory = np.empty(size + _ALIGNMENT, np.uint8)
-        start = -memory.ctypes.data % _ALIGNMENT
-        return memory[start : start + size]
+        return mmap.mmap(-1, size)
 
     def _give(self, address: int) -> None:
         chunk = self._taken.pop(address, None)
         if chunk is not None:
-            self._free.setdefault(chunk.size, []).append(chunk)
+            self._free.setdefault(len(chunk), []).append(chunk)
 
 
 class Recording(TorchDispatchMode):
@@ -110,7 +107,7 @@ class Recording(TorchDispatchMode):
     def _empty(self, like: torch.Tensor) -> torch.Tensor:
         span = 1 + sum((size - 1) * stride for size, stride in zip(like.shape, like.stride(), strict=True))
         num_bytes = span * like.element_size() if like.numel() else 0
-        flat = torch.from_numpy(self._pool.take(max(num_bytes, 1)))[:num_bytes].view(like.dtype)
+        flat = self._pool.take(max(num_bytes, 1))[:num_bytes].view(like.dtype)
         return flat.as_strided(like.shape, like.stride())
 
     def _add(self, name: str, address: int, arguments: ctypes.Array[Any], given: tuple[Any, ...]) -> None:

@@ -83,14 +83,18 @@ template <typename S, typename T>
 static void run(const Args& g, const Turn& by, S* q, S* k, const S* v, const Cache<T>& to) {
   const int64_t all = by.q_heads + g.heads;
   team(g.tokens * all * g.dim * (int64_t)sizeof(S), [=] {
+    const int64_t threads = omp_get_num_threads(), pieces = g.tokens < 4 * threads ? threads : 1;  // of a token
 #pragma omp for
-    for (int64_t i = 0; i < g.tokens * all; i++) {
-      const int64_t token = i / all, h = i % all - g.heads;  // those of k come first
-      S* head = h < 0 ? k + token * g.k_stride + (h + g.heads) * g.dim : q + token * by.q_stride + h * g.dim;
+    for (int64_t i = 0; i < g.tokens * pieces; i++) {
+      const int64_t token = i / pieces, piece = i % pieces;
       const float* cos = angles(by.cos_sin, by.positions[token], by.max_position, by.rot);
-      if (const S* weight = (const S*)(h < 0 ? by.k_weight : by.q_weight)) normalise(head, head, weight, by.eps, g.dim);
-      turn(head, cos, cos + by.rot / 2, by.rot / 2);
-      if (h < 0) put(g, to, k, v, token, h + g.heads, 1);
+      for (int64_t h = all * piece / pieces; h < all * (piece + 1) / pieces; h++) {  // those of k come first
+        S* head = h < g.heads ? k + token * g.k_stride + h * g.dim : q + token * by.q_stride + (h - g.heads) * g.dim;
+        const S* weight = (const S*)(h < g.heads ? by.k_weight : by.q_weight);
+        if (weight) normalise(head, head, weight, by.eps, g.dim);
+        turn(head, cos, cos + by.rot / 2, by.rot / 2);
+        if (h < g.heads) put(g, to, k, v, token, h, 1);
+      }
     }
   });
 }

@@ -20,7 +20,7 @@ class DecoderEmbedder(nn.Module):
 
     def __init__(self, config: ArchitectureConfig, layers: Layers, **attention: bool) -> None:
         super().__init__()
-        self.model = Decoder(config, layers, **attention)
+        self.model = Decoder(config, layers, None, **attention)
 
     def forward(self, batch: Batch) -> Tensor:
         """[T, hidden_size], normalised."""

@@ -42,11 +42,11 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 1 << 63 else value
 
 
-def _list_of(kind: type, words: str) -> Any:
+def _list_of(kind: type, words: str, *, required: bool = False) -> Any:
     """A validator that stops at the first wrong entry: a list may have a million."""
 
     def check(value: Any, info: ValidationInfo) -> list[Any] | None:
-        if value is None:
+        if value is None and not required:
             return None
         name = info.field_name or ""
         if not isinstance(value, list):
@@ -315,4 +315,4 @@ class DetokenizeRequest(Fields):
     """POST /detokenize."""
 
     model: str | None = None
-    tokens: Annotated[list[int], _token_ids, WithJsonSchema({"type": "array", "items": _ID})]
+    tokens: Annotated[list[int], _list_of(int, "token id", required=True), WithJsonSchema({"type": "array", "items": _ID})]

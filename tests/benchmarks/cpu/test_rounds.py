@@ -117,8 +117,21 @@ def test_a_peer_far_behind_runs_a_work_once():
     found = world.run(rounds=3)
     assert len(found.samples["bf16", "many16", "llama.cpp"]) == 1
     assert len(found.samples["bf16", "many16", "openvino"]) == 3
-    assert len(found.samples["bf16", "start", "llama.cpp"]) == 1  # nothing left to do
-    assert "llama.cpp sits out bf16 many16 from now on: a peer is far better" in found.notes
+    assert len(found.samples["bf16", "start", "llama.cpp"]) == 3
+    assert "llama.cpp sits out bf16 many16 and many64 from now on: a peer is far better" in found.notes
+
+
+def test_who_is_far_behind_at_16_does_not_run_64():
+    world = World({"llmd": 0.001, "llama.cpp": 0.002, "openvino": 0.0011})
+    found = world.run(rounds=1, works=["many16", "many64"])
+    assert set(found.of("bf16", "many64")) == {"llmd", "openvino"}
+
+
+def test_a_peer_with_nothing_left_to_do_is_not_started():
+    world = World({"llmd": 0.001, "llama.cpp": 0.002, "openvino": 0.0011}, start_s={"llama.cpp": 5.0})
+    found = world.run(rounds=3)
+    assert len(found.samples["bf16", "start", "llama.cpp"]) == 1
+    assert world.order_of("launch").count("openvino") == 3
 
 
 def test_llmd_never_sits_out():
@@ -186,13 +199,22 @@ def test_without_a_server_there_is_no_http():
 
 
 def test_a_start_without_prepacked_weights_is_measured_aside():
-    world = World({"llmd": 0.001, "llmd-fresh": 0.001, "openvino": 0.001}, start_s={"llmd-fresh": 1.5, "openvino": 2.0})
+    world = World({"llmd": 0.001, "llmd-fresh": 0.001, "openvino": 0.001}, start_s={"llmd-fresh": 1.5, "openvino": 0.9})
     found = world.run(rounds=2)
     assert {key.work for key in found.samples if key.engine == "llmd-fresh"} == {"start"}
     assert len(found.samples["bf16", "start", "llmd-fresh"]) == 2
     start = summarize(found, world.plan, TINY)["formats"]["bf16"]["start"]
     assert start["best_peer"] == "openvino"
     assert start["engines"]["llmd-fresh"]["llmd_is_times_better"] == pytest.approx(1.5, rel=0.05)
+    assert found.notes == []
+
+
+def test_a_start_is_measured_where_nothing_follows_it():
+    world = World({"llmd": 0.001, "openvino": 0.001})
+    found = world.run(rounds=2, works=["start", "http"])
+    assert {key: len(samples) for key, samples in found.samples.items() if key.work == "start"} == {
+        Key("bf16", "start", name): 2 for name in world.costs
+    }
 
 
 def test_starts_alone():

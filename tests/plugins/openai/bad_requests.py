@@ -228,6 +228,7 @@ ROUTES = [
     _bad("a format of no kind", "/v1/embeddings", {"input": "x", "encoding_format": "int3"}, "encoding_format"),
     _bad("documents without bound", "/v1/rerank", {"query": "x", "documents": ["y"] * 3000}, "documents"),
     _bad("a token that is none", "/detokenize", {"tokens": [1 << 30]}, "tokens[0]"),
+    _bad("no tokens", "/detokenize", {"tokens": None}, "tokens"),
     _bad("a token below zero", "/detokenize", {"tokens": [-1]}, "tokens[0]"),
     _bad("messages of Anthropic, none", "/v1/messages", {"model": "demo", "max_tokens": 5, "messages": []}, "messages"),
     _bad("max_tokens of Anthropic", "/v1/messages", {"model": "demo", "max_tokens": 0, "messages": HI}, "max_tokens"),

@@ -19,6 +19,10 @@ _LENGTHS = (1, 7, 19)
 _NUM_NEW = 5
 
 
+class NoLogits(ModelError):
+    """The model pools: there is nothing to compare."""
+
+
 class Schedule(NamedTuple):
     """A way to compute the same sequences."""
 
@@ -58,9 +62,7 @@ def check_architecture(
     """
     runner = make_runner(path, *specs, **model)
     if not runner.info.can_generate:  # type: ignore[attr-defined]
-        raise ModelError(
-            f"{specs[0].name if specs else path.name} gives no logits: it pools, and has a reference of its own"
-        )
+        raise NoLogits(f"{specs[0].name if specs else path.name} gives no logits: it pools, and has a reference of its own")
     first = _run(runner, _SCHEDULES[0])
     for tokens, logits in first if reference is not None else ():
         assert reference is not None

@@ -1,20 +1,21 @@
-"""benchmarks/gpu without a GPU: the whole command on tiny shapes, its budget, crashes, missing wheels, and the tuning."""
+"""The command without a GPU: tiny shapes on a CPU, its budget, crashes, and missing wheels."""
 
 import argparse
-import ast
+import gzip
 import json
 import subprocess
 import sys
-import time
 import zipfile
-from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch.autograd.profiler_util import DeviceType
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks.gpu import host, run, serve, shapes, table, tables, tune, tuned
+from benchmarks.gpu import host, run, serve, shapes, table, trace
 from benchmarks.gpu.host import ROOT
 from benchmarks.gpu.parts import PARTS, Part
+from benchmarks.gpu.setting import Setting
 
 
 def test_the_command_on_a_cpu(tmp_path):
@@ -162,49 +163,25 @@ def test_the_shapes_are_the_models():
     assert sizes["llama-3-8b"] == pytest.approx(8.03e9, rel=0.01)
 
 
-@pytest.mark.parametrize("name", sorted(tuned.TARGETS))
-def test_a_table_that_stays_as_it_is_is_written_back_letter_by_letter(name):
-    target = tuned.TARGETS[name]()
-    assert tune.difference(target) == ""
-    assert tune.tune(target, lambda key, tile: 1.0) == []
-    assert tune.difference(target) == ""
+def test_a_trace_of_decode_steps(tmp_path):
+    setting = Setting(torch.device("cpu"), True, "qwen2.5-0.5b", tmp_path, {})
+    (work,) = trace.cases(setting).values()
+    assert work() == {"steps": 6, "file": "trace.json.gz"}
+    events = json.loads(gzip.decompress((tmp_path / "trace.json.gz").read_bytes()))["traceEvents"]
+    assert len(events) > 100
 
 
-@pytest.mark.parametrize("name", sorted(tuned.TARGETS))
-def test_the_quickest_tile_is_written(name, tmp_path):
-    target = tuned.TARGETS[name]()
-    present = target.entries()
-    key = next(iter(present))
-    wanted = next(tile for tile in target.candidates(key, present[key]) if tile != present[key])
-    changes = tune.tune(target, lambda at, tile: 1.0 if (at, tile) == (key, wanted) else float("inf") if at == key else 2.0)
-    assert len(changes) == 1
-    assert tables.called(wanted) in changes[0] or str(wanted) in changes[0]
-    assert "+    " in (patch := tune.difference(target))
-    assert tables.called(wanted) in patch
-    here = tmp_path / "table.py"
-    here.write_text(target.path.read_text())
-    target.path = here
-    target.write()
-    assert tables.called(wanted) in here.read_text()
-    assert here.read_text().count("\n") == ast.parse(here.read_text()).body[-1].end_lineno
+def test_what_a_trace_says_of_the_device():
+    def event(name, start, end, kind=DeviceType.CUDA):
+        span = SimpleNamespace(start=start, end=end)
+        return SimpleNamespace(name=name, time_range=span, device_type=kind, is_user_annotation=False)
 
-
-def test_noise_changes_nothing_and_the_budget_ends_the_trials():
-    target, start = tuned.TARGETS["fp8_linear"](), time.monotonic()
-    present = target.entries()
-    assert tune.tune(target, lambda key, tile: 1.0 if tile == present[key] else 0.98) == []
-    assert tune.tune(target, lambda *_: pytest.fail("nothing may be tried"), lambda: time.monotonic() >= start) == [
-        "fp8_linear: the rest was not tried, the budget was spent"
+    events = [
+        event("a", 10, 20),
+        event("b", 15, 30),
+        event("cudaStreamSynchronize", 0, 50, DeviceType.CPU),
+        event("c", 40, 50),
     ]
-
-
-def test_a_device_without_a_table_begins_with_the_nearest():
-    target = tuned.Attention("sm_100")
-    assert tune.difference(target).count('+    "sm_100": {') == 1
-
-
-def test_tuning_without_a_gpu_shows_what_it_would_try(capsys):
-    assert tune.main(["--dry-run", "--only", "fp8_linear"]) == 0
-    assert "fp8_linear: tiles to try by entry" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="zeta is assigned nowhere"):
-        tables.replaced("a = 1\n", "zeta", [])
+    found = trace.device_use(SimpleNamespace(events=lambda: events))
+    assert found == {"idle": 0.25, "kernels_a_step": 0.5, "waits": 1}
+    assert trace.device_use(SimpleNamespace(events=list))["idle"] is None
