@@ -18,7 +18,7 @@ from llmd.model.memory_room import free_memory
 log = logging.getLogger("llmd.model")
 
 HUGE_PAGE = 2 << 20
-_MADV_POPULATE_WRITE = 23  # of Linux 5.14; Python has no name for it
+_AT_ONCE = 16 << 20  # bytes
 _PLENTY = 3  # times what is made ready must be free: whether a model fits is reckoned later, by who knows all it takes
 _PLENTY_BYTES = 4 << 30  # and so much beside it
 
@@ -40,13 +40,6 @@ class Memory(NamedTuple):
         first = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE
         if first < len(self.mapping):
             self.mapping.madvise(mmap.MADV_DONTNEED, first, len(self.mapping) - first)
-
-
-class Prepared(NamedTuple):
-    """Memory, and the thread that still makes the rest of it ready: it may be used, and given back when that has ended."""
-
-    memory: Memory
-    thread: threading.Thread
 
 
 def map_huge(size: int) -> Memory | None:
@@ -75,6 +68,7 @@ class _Ready:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
+        self._is_taken = threading.Event()
         self._thread: threading.Thread | None = None
         self._memory: Memory | None = None
 
@@ -83,13 +77,24 @@ class _Ready:
             if self._memory is not None or (memory := map_huge(size)) is None:
                 return
             self._memory = memory
-            self._thread = threading.Thread(target=_populate, args=(memory,), name="llmd-memory", daemon=True)
+            self._is_taken.clear()
+            self._thread = threading.Thread(target=self._touch, args=(memory,), name="llmd-memory", daemon=True)
             self._thread.start()
 
-    def take(self) -> Prepared | None:
+    def take(self) -> Memory | None:
         with self._lock:
             thread, memory, self._thread, self._memory = self._thread, self._memory, None, None
-        return None if thread is None or memory is None else Prepared(memory, thread)
+        if thread is not None:
+            self._is_taken.set()
+            thread.join()
+        return memory
+
+    def _touch(self, memory: Memory) -> None:
+        """By plain stores, in a foreign call: the system call that is made for this keeps others from mapping libraries."""
+        for start in range(0, memory.size, _AT_ONCE):
+            if self._is_taken.is_set():
+                return
+            ctypes.memset(memory.address + start, 0, min(_AT_ONCE, memory.size - start))
 
 
 _ready = _Ready()
@@ -105,14 +110,6 @@ def prepare(size: int) -> None:
         log.debug("%s", error)
 
 
-def take_prepared() -> Prepared | None:
-    """What `prepare` was asked for; it is the caller's then."""
+def take_prepared() -> Memory | None:
+    """What `prepare` was asked for, as far as it is ready; it is the caller's then."""
     return _ready.take()
-
-
-def _populate(memory: Memory) -> None:
-    """A foreign call: other threads run meanwhile. A kernel that cannot do it leaves the pages to their first touch."""
-    madvise = ctypes.CDLL(None, use_errno=True).madvise
-    madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-    if madvise(memory.address, -(-memory.size // mmap.PAGESIZE) * mmap.PAGESIZE, _MADV_POPULATE_WRITE):
-        log.debug("memory is not made ready: error %d", ctypes.get_errno())

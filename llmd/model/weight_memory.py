@@ -36,9 +36,8 @@ class WeightMemory:
     def __init__(self) -> None:
         self._chunks: list[Memory] = []
         self._next = 0  # offset of what is free in the last one
-        self._prepared = take_prepared()
-        if self._prepared is not None:
-            self._add(self._prepared.memory)
+        if (prepared := take_prepared()) is not None:
+            self._add(prepared)
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """An uninitialized tensor, first touched by the threads that will read it. Raises MemoryError."""
@@ -63,7 +62,7 @@ class WeightMemory:
     def close(self) -> None:
         """No more tensors: what was made ready and is not used goes back."""
         if self._chunks:
-            self._give_back_rest()
+            self._chunks[-1].give_back(self._next)
         self._chunks = []
 
     def __contains__(self, tensor: torch.Tensor) -> bool:
@@ -76,13 +75,8 @@ class WeightMemory:
         if (memory := map_huge(max(_CHUNK, num_bytes))) is None:
             return None
         if self._chunks:
-            self._give_back_rest()
+            self._chunks[-1].give_back(self._next)
         return self._add(memory)
-
-    def _give_back_rest(self) -> None:
-        if self._prepared is not None:
-            self._prepared.thread.join()
-        self._chunks[-1].give_back(self._next)
 
     def _add(self, memory: Memory) -> Memory:
         self._chunks.append(memory)
