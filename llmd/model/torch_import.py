@@ -3,7 +3,7 @@
 A quarter of the import is `torch._meta_registrations`, with it the decompositions of a thousand operators: what they would
 do to tensors without memory, which nobody asks who runs operators. (Most of what can be built on the meta device needs none
 of it; where it does, `finish_import` brings it.) The garbage collector takes a tenth, walking again and again through
-objects that all stay. Both ratios were measured with torch 2.13 on a CPU.
+objects that all stay. Both ratios were measured with torch 2.13 on a CPU; other releases are imported as they are.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ import importlib
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import metadata
 from importlib.machinery import ModuleSpec
 from types import ModuleType
 
+_KNOWN_RELEASE = "2.13."  # in which nothing else of the import needs what is postponed
 _POSTPONED = "torch._meta_registrations"
 _NEEDED_BY = ("torch._dynamo", "torch._inductor", "torch.onnx", "transformers", "accelerate")
 
@@ -34,7 +36,7 @@ _waiting = _Waiting()
 
 def import_torch() -> None:
     """Import torch, unless that has been done."""
-    if "torch" in sys.modules:
+    if "torch" in sys.modules or not metadata.version("torch").startswith(_KNOWN_RELEASE):
         return
     sys.modules[_POSTPONED] = ModuleType(_POSTPONED)
     try:

@@ -1,18 +1,11 @@
 """The row-major bfloat16 product against float32, at odd sizes, on both sides of where one way takes over from another."""
 
-import ctypes
-import platform
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
 
-import llmd_kernels
 from llmd_kernels import native
 from llmd_kernels.linear import linear, ways
 
-FOLDER = Path(llmd_kernels.__file__).parent
 SIZES = [  # rows, width, depth
     (1, 1, 1), (1, 7, 33), (2, 130, 896), (3, 66, 31), (4, 5, 4865), (5, 65, 100), (7, 33, 1537), (8, 9, 70), (17, 18, 64),
     (48, 64, 64), (64, 35, 3100), (65, 64, 64), (66, 1, 33), (67, 129, 897), (131, 15, 5155), (1050, 20, 40),
@@ -114,20 +107,3 @@ def test_the_way_is_chosen_by_what_the_processor_has():
     assert ways.choose(has_amx=False, capability="AVX512") == ways.ALL
     assert ways.choose(has_amx=True, capability="AVX512") == 8
     assert ways.choose(has_amx=False, capability="AVX2") == ways.choose(has_amx=False, capability="DEFAULT") == 0
-
-
-@pytest.mark.parametrize(("target", "needs"), [("x86-64", "sse2"), ("x86-64-v3", "avx2"), ("x86-64-v4", "avx512vl")])
-def test_older_processors(target, needs, tmp_path, monkeypatch):
-    if platform.machine() != "x86_64" or needs not in native._cpu():
-        pytest.skip("another processor")
-    flags = [f"-march={target}" if flag == "-march=native" else flag for flag in native.FLAGS]
-    path = tmp_path / "kernel.so"
-    command = ["g++", *flags, "-O1", "-Wno-psabi", f"-I{FOLDER}", str(FOLDER / "linear/cpu.cpp"), "-shared", "-o", str(path)]
-    subprocess.run(command, check=True, timeout=120)
-    older = ctypes.CDLL(str(path))
-    older.llmd_linear.argtypes, older.llmd_linear.restype = native._SIGNATURES["llmd_linear"], None
-    monkeypatch.setattr(native, "_found", [older])
-    for size in SIZES:
-        check(*made(*size))
-    x, weight, bias = made(6, 30, 2001)
-    assert torch.equal(linear(x[:1], weight, bias), linear(x, weight, bias)[:1])

@@ -18,8 +18,8 @@ from llmd.model.adapter_packing import pack
 from llmd.model.adapter_slots import AdapterTable
 from llmd.model.adapters import read_adapter
 from llmd.model.layers import Layers, Shard
-from llmd.model.weights import prepare_slots
 from llmd.model.runner import Runner
+from llmd.model.weights import prepare_slots
 
 LENGTHS = (17, 5, 30, 9, 1, 12, 21, 8, 14)
 KINDS = {

@@ -2,6 +2,15 @@
 
 import subprocess
 import sys
+from importlib import metadata
+
+import pytest
+
+from llmd.model import torch_import
+
+pytestmark = pytest.mark.skipif(
+    not metadata.version("torch").startswith(torch_import._KNOWN_RELEASE), reason="this torch is imported as it is"
+)
 
 PROGRAM = """
 import gc, sys
@@ -35,6 +44,19 @@ def test_what_was_postponed_comes_when_it_is_asked_for():
 
 def test_it_comes_with_the_modules_that_need_it():
     run("import accelerate" if _has("accelerate") else "import transformers")
+
+
+def test_another_release_is_imported_as_it_is():
+    program = """
+import sys
+from llmd.model import torch_import
+torch_import._KNOWN_RELEASE = "1."
+torch_import.import_torch()
+import torch
+assert "torch._meta_registrations" in sys.modules
+assert not torch_import.finish_import()
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=60)
 
 
 def _has(module):

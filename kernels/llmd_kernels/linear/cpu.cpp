@@ -23,7 +23,6 @@ static inline int64_t part_of(int64_t work, int64_t limit, int64_t unit) {
 // A lane holds PAIR neighbours along K.
 #ifdef __AVX512BF16__
 constexpr int PAIR = 2;
-constexpr int64_t MANY = 64;  // the most rows of x that are few, as measured
 static inline vf take(const bf16* p) { return (vf)_mm512_loadu_si512(p); }
 static inline vf take(const bf16* p, int64_t n) { return (vf)_mm512_maskz_loadu_epi16((1u << n) - 1, p); }
 static inline vf dot(vf acc, vf a, vf b) { return (vf)_mm512_dpbf16_ps((__m512)acc, (__m512bh)a, (__m512bh)b); }
@@ -36,11 +35,6 @@ static inline vf spread_last(const bf16* p) { return (vf)(vi{} + *p); }
 static inline void put(bf16* p, vf x) { _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x)); }
 #else
 constexpr int PAIR = 1;
-#ifdef __AVX512F__
-constexpr int64_t MANY = 16;
-#else
-constexpr int64_t MANY = 7;
-#endif
 static inline vf take(const bf16* p) { return load(p); }
 static inline vf take(const bf16* p, int64_t n) {
   float x[L] = {};
@@ -61,6 +55,7 @@ static inline void fetch(const void* p) { __builtin_prefetch(p, 0, 1); }
 // ---- few rows of x ----
 
 constexpr int FEW = 4;
+constexpr int64_t MANY = 64;          // the most rows of x that are few, as measured
 constexpr int64_t PIECE = 128 << 10;  // bytes of W that a thread takes at a time
 constexpr int64_t BAND = 512 << 10;   // bytes of x that stay in the second level
 constexpr int64_t LONG = 1536;        // elements of K of eight rows that stay in the first

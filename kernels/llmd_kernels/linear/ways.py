@@ -6,7 +6,7 @@ below the first were read with oneDNN and the compiler held to the older instruc
 | instructions  | 1 row | 4   | 16  | 64  | 256  | 1,024 |
 |---------------|-------|-----|-----|-----|------|-------|
 | AVX-512, BF16 | 1.7   | 1.7 | 1.7 | 1.2 | 1.05 | 1.03  |
-| AVX-512       | 1.5   | 3.8 | 2.9 | 2.7 | 2.9  |       |
+| AVX-512       | 1.5   | 3.8 | 2.9 | 2.6 | 2.9  |       |
 | AVX2          | 0.15  | 0.4 | 0.4 | 0.5 | 0.5  |       |
 
 AMX does sixteen times the work of an AVX-512 instruction, and only oneDNN uses it: it wins as soon as a product is bound
