@@ -96,7 +96,7 @@ def test_socket_that_is_gone_is_told_once(tmp_path, caplog):
     ("interval", "pid", "expected"),
     [
         ("30000000", "", 30.0),
-        ("30000000", str(os.getpid()), 30.0),
+        pytest.param("30000000", str(os.getpid()), 30.0, id="its own"),
         ("30000000", "1", None),
         ("x", "", None),
         ("0", "", None),

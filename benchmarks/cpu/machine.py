@@ -37,9 +37,9 @@ class Use(NamedTuple):
         return cls(time.perf_counter(), busy_s(), time.process_time() if group is None else group_cpu_s(group))
 
     def foreign_until(self, later: Use) -> float:
-        """Share of the machine, 0 to 1, that others took between the two moments."""
+        """Share of the machine, 0 to 1, that others took between the two moments; ticks of 10 ms make short ones rough."""
         others = later.busy_s - self.busy_s - (later.own_s - self.own_s)
-        return max(0.0, others) / ((later.at_s - self.at_s) * (os.cpu_count() or 1))
+        return min(1.0, max(0.0, others) / ((later.at_s - self.at_s) * (os.cpu_count() or 1)))
 
 
 class Quiet(NamedTuple):

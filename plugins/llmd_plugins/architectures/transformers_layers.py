@@ -102,6 +102,8 @@ def _marked(like: Tensor, device: torch.device) -> Tensor:
 
 
 def _is_marked(buffer: Tensor) -> bool:
+    if buffer.is_meta:  # it is only weighed
+        return False
     if buffer.dtype == torch.bool or not buffer.numel():
         return bool(buffer.numel())
     return bool((buffer.isnan() if buffer.is_floating_point() else buffer == -1).any())
