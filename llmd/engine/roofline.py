@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 CONTEXT = 1024  # tokens, where a rate is told for one sequence
 # Share of the bandwidth that decoding one sequence reaches, by the bits of a weight: fewer bits leave more arithmetic to a
 # byte, and the work between the products takes a larger part. Measured with a model of 0.5B parameters on two cores.
-_SHARES = ((12, 0.8), (6, 0.7), (0, 0.6))
+_SHARES = ((12, 0.9), (6, 0.85), (0, 0.7))
 
 
 def kv_token_bytes(info: ExecutorInfo) -> float:

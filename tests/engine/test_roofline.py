@@ -37,7 +37,7 @@ def test_the_share_needs_a_measured_bandwidth_and_steps():
 
 
 def test_fewer_bits_reach_a_smaller_share():
-    assert [roofline.likely_share(bits) for bits in (32, 16, 8.5, 4.25, 2)] == [0.8, 0.8, 0.7, 0.6, 0.6]
+    assert [roofline.likely_share(bits) for bits in (32, 16, 8.5, 4.25, 2)] == [0.9, 0.9, 0.85, 0.7, 0.7]
     assert roofline.max_decode_rate(1e9, 1e6, 1e3, 1000) == pytest.approx(500.0)
 
 
