@@ -34,7 +34,8 @@ from llmd.model.cpu_threads import Threads, cache_bytes, choose_threads
 from llmd.model.cpu_threads import num_threads as num_threads
 from llmd.model.loader import ModelParts, select_device
 from llmd.model.moves import Moves
-from llmd.model.runner import PendingStep, Runner
+from llmd.model.pending_step import PendingStep
+from llmd.model.runner import Runner
 from llmd_kernels import native
 from llmd_kernels.machine import pin_threads
 

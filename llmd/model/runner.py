@@ -21,7 +21,7 @@ from torch import Tensor
 from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.engine.executor import ExecutorInfo, KVGroup, LoadProgress
 from llmd.engine.params import PoolingParams, SamplingParams
-from llmd.engine.step import NONFINITE_STATES, BlockUpdate, RowAdmit, StepPlan, StepResult, TokenLogprobs
+from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan, StepResult
 from llmd.errors import AdapterError, ModelError
 from llmd.model.adapter_packing import pack
 from llmd.model.adapter_slots import AdapterTable, NoAdapters, PackedAdapter
@@ -35,6 +35,7 @@ from llmd.model.kv_tensors import KVTensors, Sizes, block_bytes, kv_dtype, no_po
 from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
 from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
+from llmd.model.pending_step import PendingStep
 from llmd.model.pooler import Head, Pooler
 from llmd.model.sampler import PendingTokens, Sampler, SamplerContext
 from llmd.model.sentence import read_tail
@@ -46,48 +47,6 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmd.model")
 
 _WEIGHTS_SHARE = 0.95  # of the loading bar; the rest is the KV pool and warm-up
-
-
-class PendingStep:
-    """A launched step; `result` may be asked for once."""
-
-    def __init__(
-        self,
-        plan: StepPlan,
-        started_s: float,
-        tokens: PendingTokens | None = None,
-        prompt_logprobs: dict[int, list[TokenLogprobs]] | None = None,
-        pooled: dict[int, Tensor] | None = None,
-        errors: dict[int, str] | None = None,
-    ) -> None:
-        self._plan = plan
-        self._started_s = started_s
-        self._tokens = tokens
-        self._prompt_logprobs = prompt_logprobs or {}
-        self._pooled = pooled or {}
-        self._errors = errors or {}
-
-    def result(self) -> StepResult:
-        """Wait for the device and turn what it computed into plain data."""
-        host = self._tokens.result() if self._tokens is not None else None
-        errors = self._errors
-        pooled = {}
-        for row, vector in self._pooled.items():
-            if bool(torch.isfinite(vector).all()):
-                pooled[row] = vector.numpy()
-            else:
-                errors.setdefault(row, NONFINITE_STATES)
-        if host is not None:
-            errors = {**host.errors, **errors}
-        return StepResult(
-            step_id=self._plan.step_id,
-            token_ids=host.token_ids if host is not None else (),
-            logprobs=host.logprobs if host is not None else {},
-            prompt_logprobs=self._prompt_logprobs,
-            pooled=pooled,
-            errors=errors,
-            forward_s=time.perf_counter() - self._started_s,
-        )
 
 
 class Runner:
