@@ -41,12 +41,9 @@ class _Table:
         self.facts = their_facts.view(torch.float32).view(num_rows, 4)
         self._is_new = False
 
-    def set(self, row: int, params: SamplingParams, seed: int, num_prompt_tokens: int, vocab_size: int) -> None:
-        """Write a row's line, every number as the torch sampler holds it."""
-        inverse = 0.0 if params.is_greedy else np.float32(1.0 / (params.temperature or 1.0))
-        top_k = params.top_k if 0 < params.top_k < vocab_size else vocab_size
-        self._values[row] = inverse, top_k, params.top_p, np.float32(params.min_p)
-        self._seeds[row] = (seed + (1 << 63)) % (1 << 64) - (1 << 63)
+    def set(self, row: int, params: SamplingParams, values: tuple[float, ...], seed: int, num_prompt_tokens: int) -> None:
+        """Write a row's line; `values` and `seed` are as Knobs has them."""
+        self._values[row], self._seeds[row] = values, seed
         penalties = params.repetition_penalty, params.frequency_penalty, params.presence_penalty
         self._facts[row] = num_prompt_tokens, *penalties
         self._is_new = True
@@ -81,7 +78,8 @@ class TritonSampler(TorchSampler):
     def admit(self, admit: RowAdmit) -> None:
         super().admit(admit)
         if isinstance(admit.params, SamplingParams):
-            self._table.set(admit.row, admit.params, admit.seed, admit.num_prompt_tokens, self._vocab_size)
+            values, seed = self._values(admit.params), self._seeds[admit.row]
+            self._table.set(admit.row, admit.params, values, seed, admit.num_prompt_tokens)
 
     def sample(
         self,

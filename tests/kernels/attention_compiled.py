@@ -4,14 +4,8 @@ Every kernel must fit the device's shared memory and spill at most MAX_SPILLS by
 """
 
 import json
-import re
-import subprocess
-import tempfile
-from pathlib import Path
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+from kernels.compiling import TARGETS, trouble
 
 from llmd_kernels.paged_attention import table
 from llmd_kernels.paged_attention import triton as attention
@@ -20,12 +14,6 @@ from llmd_kernels.rotary import triton as rotary
 from llmd_kernels.silu_mul import triton as activation
 from llmd_kernels.store_kv import triton as store
 
-MAX_SPILLS = 64
-TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), 163 << 10),
-    "sm_90": (GPUTarget("cuda", 90, 32), 227 << 10),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 << 10),
-}
 POINTERS = {
     "out": "*bf16", "q": "*bf16", "k": "*bf16", "v": "*bf16", "x": "*bf16", "residual": "*bf16", "weight": "*bf16",
     "q_weight": "*bf16", "k_weight": "*bf16", "block_table": "*i32", "rows": "*i64", "query_start": "*i32",
@@ -68,48 +56,17 @@ def other_kernels():
     yield "rotary_store_kv 2", store.rotate_and_store, constants, {"num_warps": 1}
 
 
-def trouble(kernel, constants, options, target, shared):
-    """Why a kernel is not fit for a target, in words; empty if it is."""
-    names, types = kernel.arg_names, dict(POINTERS)
+def types_of(kernel, constants):
+    types = {**POINTERS, **dict.fromkeys(FLOATS, "fp32")}
     types["cache"], types["scales"] = CACHES[constants.get("KIND", 0)]
-    if kernel is attention.decode:
-        types["out"] = "*fp32"
-    signature = {
-        name: "constexpr" if name in constants else types.get(name, "fp32" if name in FLOATS else "i32") for name in names
-    }
-    values = {(index,): constants[name] for index, name in enumerate(names) if name in constants}
-    aligned = {
-        (index,): [["tt.divisibility", 16]]
-        for index, name in enumerate(names)
-        if name not in constants and (name in types or name in ALIGNED)
-    }
-    source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
-    built = triton.compile(source, target=target, options=options)
-    found = []
-    if built.metadata.shared > shared:
-        found.append(f"{built.metadata.shared} bytes of shared memory, there are {shared}")
-    if (spilled := spills(built, target)) > MAX_SPILLS:
-        found.append(f"{spilled} bytes of registers spilled")
-    return "; ".join(found)
-
-
-def spills(built, target):
-    """Bytes a thread."""
-    if target.backend == "hip":
-        return 4 * max(int(count) for count in re.findall(r"vgpr_spill_count: +(\d+)", built.asm["amdgcn"]))
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(built.asm["cubin"])
-        file.flush()
-        usage = subprocess.run([tools / "cuobjdump", "-res-usage", file.name], capture_output=True, text=True, check=True)
-    return max(int(count) for count in re.findall(r"(?:STACK|LOCAL):(\d+)", usage.stdout + usage.stderr))
+    return {**types, "out": "*fp32"} if kernel is attention.decode else types
 
 
 print(
     json.dumps(
         {
             device: {
-                name: trouble(kernel, constants, options, *target)
+                name: trouble(kernel, types_of(kernel, constants), constants, options, *target, multiples=ALIGNED)
                 for name, kernel, constants, options in (*attention_kernels(device), *other_kernels())
             }
             for device, target in TARGETS.items()

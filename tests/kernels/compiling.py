@@ -17,15 +17,18 @@ TARGETS = {
 }
 
 
-def trouble(kernel, types, constants, options, target, shared):
-    """Why a kernel is not fit for a target, in words; empty if it is. Arguments without a type are int32."""
+def trouble(kernel, types, constants, options, target, shared, *, multiples=()):
+    """Why a kernel is not fit for a target, in words; empty if it is. Arguments without a type are int32.
+
+    `multiples` are those that are multiples of 16; addresses are.
+    """
     names = kernel.arg_names
     signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
     values = {(index,): constants[name] for index, name in enumerate(names) if name in constants}
     aligned = {
         (index,): [["tt.divisibility", 16]]
         for index, name in enumerate(names)
-        if name not in constants and types.get(name, "").startswith("*")
+        if name not in constants and (types.get(name, "").startswith("*") or name in multiples)
     }
     source = ASTSource(fn=kernel, signature=signature, constexprs=values, attrs=aligned)
     built = triton.compile(source, target=target, options=options)

@@ -11,6 +11,7 @@ from llmd_kernels.fp8_linear import triton as fp8
 from llmd_kernels.grouped_linear import GroupedWeight
 from llmd_kernels.grouped_linear import triton as grouped
 from llmd_kernels.int8_linear import triton as int8
+from llmd_kernels.quantize_weight.reference import quantize_channels
 
 errors = {}
 
@@ -72,8 +73,7 @@ assert torch.isnan(fp8.linear(torch.ones(1, 1), None, not_numbers, torch.ones(1,
 for rows, width, depth, x_scale, x_zero in [(1, 33, 300, None, 0), (20, 70, 130, 0.02, 0), (70, 130, 64, 0.03, -17)]:
     torch.manual_seed(0)
     x, bias = torch.randn(rows, 2 * depth)[:, :depth], torch.randn(width)
-    weight, scale = int8_linear.reference.quantize_channels(torch.randn(width, depth))
-    sums = weight.sum(1, dtype=torch.int32)
+    weight, scale, sums = quantize_channels(torch.randn(width, depth))
     given = None if x_scale is None else torch.tensor(x_scale)
     expected = int8_linear.reference.int8_linear(x, weight, scale, bias, given, x_zero)
     compare(f"int8 {rows} {width} {depth}", int8.int8_linear(x, weight, scale, sums, bias, given, x_zero), expected)

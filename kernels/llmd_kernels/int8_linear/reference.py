@@ -17,13 +17,6 @@ def quantize_tokens(
     return (wide * (1 / scale)).round_().clamp_(-128 - x_zero, 127 - x_zero), scale
 
 
-def quantize_channels(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """[N, K] → int8 [N, K] and float32 scales [N] with weight ≈ int8 · scale."""
-    wide = weight.float()
-    scale = (wide.abs().amax(1) / 127).clamp_min_(torch.finfo(torch.float32).tiny)
-    return (wide / scale.unsqueeze(1)).round_().clamp_(-127, 127).to(torch.int8), scale
-
-
 def int8_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
