@@ -136,3 +136,15 @@ def test_an_op_without_a_twin_is_named():
     with Recording(Pool()) as recording:
         recording._add("llmd_other", 0, None, ())
     assert recording.missed == {"llmd_other": 1}
+
+
+def test_what_an_unusable_recording_made_is_left_to_whoever_keeps_it():
+    pool = Pool()
+    with Recording(pool) as first:
+        kept = torch.empty(64).fill_(1)
+    assert first.missed
+    with Recording(pool):
+        other = torch.empty(64)
+    assert other.data_ptr() != kept.data_ptr()
+    other.zero_()
+    assert kept.sum() == 64

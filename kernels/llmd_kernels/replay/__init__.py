@@ -98,7 +98,8 @@ class Recording(TorchDispatchMode):
     def __exit__(self, *error: object) -> None:
         super().__exit__(*error)
         native.record_to(None)
-        self._pool.give_all()
+        if not self.missed:  # else whoever keeps a tensor of it goes on with it, and no replay will write there
+            self._pool.give_all()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
