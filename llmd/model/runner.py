@@ -28,10 +28,9 @@ from llmd.model.adapter_slots import AdapterTable, NoAdapters, PackedAdapter
 from llmd.model.adapters import read_adapter
 from llmd.model.bandwidth import memory_bandwidth
 from llmd.model.batch import Batch, RowArrays
-from llmd.model.blueprint import Blueprint
 from llmd.model.footprint import reserve_host, step_bytes, weight_bits
 from llmd.model.graphs import DecodeGraphs, capture_for
-from llmd.model.kv_tensors import KVTensors, Sizes, block_bytes, kv_dtype, no_pool, pool_bytes, show, size_pool
+from llmd.model.kv_tensors import KVTensors, show
 from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
 from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
@@ -39,7 +38,8 @@ from llmd.model.pending_step import PendingStep
 from llmd.model.pooler import Head, Pooler
 from llmd.model.sampler import PendingTokens, Sampler, SamplerContext
 from llmd.model.sentence import read_tail
-from llmd.model.states import StateTensors, room_beside, row_bytes, without_blocks
+from llmd.model.sizing import PoolSizing, peak_bytes
+from llmd.model.states import StateTensors, row_bytes
 
 if TYPE_CHECKING:
     from llmd.engine.grammar import Bitmask
@@ -71,21 +71,18 @@ class Runner:
             block_size=self._cache.block_size,
             kv_cache_dtype=self._cache.kv_cache_dtype,
         )
-        wanted = self._config.max_model_len
-        context = blueprint.config.context_length
-        if blueprint.config.rope.kind == "dynamic" and wanted is not None:
-            context = max(context, wanted)  # stretched as far as it is told to
-        self._dtype = kv_dtype(self._cache.kv_cache_dtype, blueprint.dtype)
+        sizing = PoolSizing(self._cache, self._scheduler, blueprint, self._config.max_model_len)
         used = 0
         if blueprint.device.type == "cpu":
             used = reserve_host(self._config, self._cache, self._scheduler, self._path, self._parts, blueprint)
-        sizes = self._sizes_without_weights(blueprint, context, wanted, used)
+        sizes = sizing.before_weights(used)
+        self._cache, self._dtype = sizing.cache, sizing.dtype
         self._model = load_model(
             self._config,
             self._path,
             self._parts,
             blueprint,
-            max_model_len=sizes.max_model_len if sizes else wanted or context,
+            max_model_len=sizes.max_model_len if sizes else sizing.context,
             report=lambda progress: report(LoadProgress(progress.phase, progress.fraction * _WEIGHTS_SHARE)),
         )
         self.device = blueprint.device
@@ -94,33 +91,12 @@ class Runner:
         self._tail = read_tail(self._path, blueprint.config.hidden_size, self.device)
         report(LoadProgress("KV pool", _WEIGHTS_SHARE))
         if sizes is None:
-            used = self._profile(wanted or context)
-            sizes = size_pool(
-                pool_bytes(self._cache, self.device, used),
-                self._block_bytes(blueprint),
-                self._cache.block_size,
-                context,
-                wanted,
-            )
+            sizes = sizing.beside(self._profile(sizing.context))
         self._allocate(sizes.num_blocks, sizes.max_model_len)
         report(LoadProgress("warm-up", 0.98))
         self._warm_up()
         report(LoadProgress("ready", 1.0))
         return self._info(time.perf_counter() - started_s)
-
-    def _sizes_without_weights(self, blueprint: Blueprint, context: int, wanted: int | None, used: int) -> Sizes | None:
-        """Known before the weights, where nothing need be measured: a context that does not fit is told at once."""
-        if blueprint.is_encoder:
-            return no_pool(context, wanted)
-        room, num_rows = None, self._scheduler.max_num_seqs
-        if blueprint.device.type == "cpu" or self._cache.kv_cache_bytes is not None:
-            room = room_beside(pool_bytes(self._cache, blueprint.device, used), blueprint.states, num_rows)
-        if not blueprint.num_kv_layers:
-            self._cache, sizes = without_blocks(self._cache, no_pool(context, wanted), num_rows)
-            return sizes
-        if room is None:
-            return None
-        return size_pool(room, self._block_bytes(blueprint), self._cache.block_size, context, wanted)
 
     def _make_adapter_slots(self) -> AdapterTable | NoAdapters:
         """Room for adapters beside the layers, where the configuration wants it: taken before the KV pool is sized."""
@@ -145,11 +121,6 @@ class Runner:
             if isinstance(part, torch.nn.ModuleList):
                 for layer in part:
                     layer.register_forward_pre_hook(count)
-
-    def _block_bytes(self, blueprint: Blueprint) -> int:
-        config = blueprint.config
-        shape = blueprint.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
-        return block_bytes(blueprint.num_kv_layers, shape, self._dtype)
 
     def _allocate(self, num_blocks: int, max_model_len: int) -> None:
         """Rows, pool and what reads them."""
@@ -201,17 +172,14 @@ class Runner:
 
     def _profile(self, max_model_len: int) -> int:
         """Bytes of the device in use at the peak of the largest step."""
-        torch.cuda.reset_peak_memory_stats(self.device)
-        self._allocate(self._num_profile_blocks(), max_model_len)
-        self._warm_up()
-        self.kv.release()
-        self.states.release()
-        torch.cuda.synchronize(self.device)
-        peak = torch.cuda.max_memory_allocated(self.device)
-        torch.cuda.empty_cache()
-        free, total = torch.cuda.mem_get_info(self.device)
-        others = total - free - torch.cuda.memory_reserved(self.device)
-        return peak + max(0, others)
+
+        def largest_step() -> None:
+            self._allocate(self._num_profile_blocks(), max_model_len)
+            self._warm_up()
+            self.kv.release()
+            self.states.release()
+
+        return peak_bytes(self.device, largest_step)
 
     def _num_profile_blocks(self) -> int:
         return -(-self._scheduler.max_num_batched_tokens // self._cache.block_size) + 1
