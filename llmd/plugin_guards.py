@@ -90,6 +90,8 @@ class GuardedProcessor(_Guard):
 class GuardedSampler(_Guard):
     """A sampler; llmd's own takes over the rows of one that raised, from this step on."""
 
+    launches = None  # its calls are not recorded: each is timed, and it may be replaced
+
     def __init__(self, inner: Any, cost: StepCost, substitute: Callable[[], Any] | None) -> None:
         super().__init__(inner, cost)
         self._substitute = substitute

@@ -18,6 +18,7 @@ from llmd.errors import ModelError, StepFailed
 from llmd.model.adapters import BaseModule
 from llmd.model.batch import zeros
 from llmd.model.layers import Embedding, Linear, LMHead
+from llmd.model.staging import put, send
 from llmd_kernels.lora import LoraRows, LoraWeights, add_lora, add_lora_of_ids, rows_of_slots
 
 
@@ -62,36 +63,53 @@ class StepRows:
         self.num_slots = num_slots
         self.device = device
         # Up to `max_rows` rows are told in the same place every time: recorded steps look there.
-        self._tokens = torch.zeros(max_rows, dtype=torch.int32, device=device)
-        self._starts = torch.zeros(num_slots + 1, dtype=torch.int32, device=device)
+        self._told = torch.zeros(2 * max_rows + num_slots + 1, dtype=torch.int32, device=device)
+        self._tokens, self._starts, self._slots_in_place = self._told.split([max_rows, num_slots + 1, max_rows])
         self.rows: LoraRows | None = None  # None: no row uses any
         self._num_rows = 0
-        self._slots: Tensor | None = None
+        self._slots: np.ndarray | None = None
         self._of_all: int | None = None
 
-    def use(self, slots: np.ndarray) -> None:
-        """Row i of what comes uses slots[i]; negative: none."""
+    def use(self, slots: np.ndarray, num_places: int = 0, *, by_all: bool = False) -> None:
+        """Row i of what comes uses slots[i]; negative: none. With `num_places` there are as many rows, the others use none;
+        `by_all`: layers are to do their work although no row wants it."""
         self._of_all = self._slots = self.rows = None
-        self._num_rows = len(slots)
-        if (slots >= 0).any():
-            self._slots = torch.from_numpy(slots.astype(np.int64))
-            rows = rows_of_slots(self._slots, self.num_slots, self.device)
-            self.rows = self._in_place(rows, len(slots)) if len(slots) <= len(self._tokens) else rows
+        self._num_rows = max(len(slots), num_places)
+        if by_all or (slots >= 0).any():
+            self._slots = np.full(self._num_rows, -1, np.int64)
+            self._slots[: len(slots)] = slots
+            self.rows = self._grouped(self._slots)
 
-    def _in_place(self, rows: LoraRows, num_rows: int) -> LoraRows:
+    def _grouped(self, slots: np.ndarray) -> LoraRows:
+        if self.device.type != "cpu":
+            return self._sent(slots)
+        rows = rows_of_slots(torch.from_numpy(slots), self.num_slots, self.device)
+        if len(slots) > len(self._tokens):
+            return rows
         self._tokens[: len(rows.tokens)].copy_(rows.tokens)
-        return LoraRows(self._tokens[:num_rows], self._starts.copy_(rows.starts), rows.spans)
+        return LoraRows(self._tokens[: len(slots)], self._starts.copy_(rows.starts), rows.spans)
+
+    def _sent(self, slots: np.ndarray) -> LoraRows:
+        """The same for a GPU: one copy, which waits for nothing."""
+        rows = rows_of_slots(torch.from_numpy(slots), self.num_slots, torch.device("cpu"))
+        if len(slots) > len(self._tokens):
+            return LoraRows(send(rows.tokens.numpy(), self.device), send(rows.starts.numpy(), self.device), rows.spans)
+        told = np.zeros(len(self._told), np.int32)
+        told[: len(rows.tokens)], told[len(self._tokens) :][: self.num_slots + 1] = rows.tokens, rows.starts
+        told[-len(self._tokens) :][: len(slots)] = slots + 1
+        put(self._told, told)
+        return LoraRows(self._tokens[: len(slots)], self._starts, rows.spans)
 
     def use_one(self, slot: int) -> None:
         """All rows of what comes, however many, use one slot."""
         self._of_all = slot if slot >= 0 else None
-        self.rows = rows_of_slots(torch.tensor([slot]), self.num_slots, self.device) if slot >= 0 else None
+        self.rows = self._grouped(np.asarray([slot])) if slot >= 0 else None
 
     def of(self, num_rows: int) -> LoraRows:
         """The rows of an input of `num_rows`."""
         if self._of_all is not None:
-            self._slots = torch.full((num_rows,), self._of_all)
-            return rows_of_slots(self._slots, self.num_slots, self.device)
+            self._slots = np.full(num_rows, self._of_all, np.int64)
+            return self._grouped(self._slots)
         assert self.rows is not None
         if num_rows != self._num_rows:
             raise StepFailed(f"a layer with adapters has {num_rows} rows, the step told of {self._num_rows}")
@@ -100,7 +118,9 @@ class StepRows:
     def slots(self) -> Tensor:
         """[T] int64, each row's slot plus one; 0: none."""
         assert self._slots is not None
-        return (self._slots + 1).to(self.device, non_blocking=True)
+        if self.device.type != "cpu" and len(self._slots) <= len(self._slots_in_place):
+            return self._slots_in_place[: len(self._slots)].long()
+        return send(self._slots + 1, self.device)
 
 
 class LayerSlots:
@@ -130,8 +150,12 @@ class LayerSlots:
         return self.weights.a.nbytes + self.weights.b.nbytes
 
     def fill(self, slot: int, packed: PackedLayer | None) -> None:
-        """Put an adapter's share into a slot, or nothing."""
-        self._filled.discard(slot)
+        """Put an adapter's share into a slot, or nothing.
+
+        On a GPU a layer that was filled once goes on doing its work, for ranks of 0: recorded steps stay what they are.
+        """
+        if self.layer.device.type == "cpu":
+            self._filled.discard(slot)
         ranks = [0] * self.weights.ranks.shape[1]
         if packed is not None:
             self._filled.add(slot)
@@ -141,9 +165,19 @@ class LayerSlots:
                 target = self.weights.a[slot, part]
                 (target[:, :rank] if self.is_embedding else target[:rank]).copy_(a, non_blocking=True)
                 self.weights.b[slot, :rank, low:high].copy_(b, non_blocking=True)
-        self.weights.ranks[slot] = torch.tensor(ranks, dtype=torch.int32)
+        put(self.weights.ranks[slot], np.asarray(ranks, np.int32))
         self._scale = self._fill_vector(self._scale, slot, packed.scale if packed else None, 1.0)
         self._bias = self._fill_vector(self._bias, slot, packed.bias if packed else None, 0.0)
+
+    @property
+    def layout(self) -> int:
+        """Grows whenever `add` comes to do other work than before, on a GPU."""
+        return bool(self._filled) + (self._scale is not None) + (self._bias is not None)
+
+    @property
+    def can_record(self) -> bool:
+        """Whether the work of `add` is the same whichever rows use which slot."""
+        return not (self.is_embedding and self._filled)
 
     def _fill_vector(self, table: Tensor | None, slot: int, vector: Tensor | None, neutral: float) -> Tensor | None:
         if table is None and vector is not None:
@@ -224,10 +258,20 @@ class AdapterTable:
 
     # --- rows
 
+    def variant(self, rows: Sequence[int]) -> int | None:
+        """0 where none of these rows uses an adapter; else a number that changes with what layers do; None: see
+        `can_record`."""
+        if (self._row_slots[np.asarray(rows, dtype=np.int64)] < 0).all():
+            return 0
+        return self._num_fills if self.step.device.type == "cpu" else self.present_variant or None
+
     @property
-    def variant(self) -> int:
-        """0 where no line of the layers' next input uses an adapter; else a number that changes with what the slots hold."""
-        return 0 if self.step.rows is None else self._num_fills
+    def present_variant(self) -> int:
+        """What `variant` would tell of a row that uses an adapter; 0 where that cannot be recorded or nothing is filled."""
+        layers = self.layers.values()
+        if self.step.device.type == "cpu" or not all(layer.can_record for layer in layers):
+            return 0
+        return 1 + sum(layer.layout for layer in layers) if self._num_fills else 0
 
     def admit(self, row: int, slot: int | None) -> None:
         """The sequence in this row uses a slot, or none."""
@@ -238,9 +282,9 @@ class AdapterTable:
         slots = self._row_slots[np.asarray(rows)]
         self.step.use(slots if len(rows) == sum(counts) else np.repeat(slots, counts))
 
-    def use_rows(self, rows: Sequence[int]) -> None:
-        """The next input has one line for each of these rows."""
-        self.step.use(self._row_slots[np.asarray(rows, dtype=np.int64)])
+    def use_rows(self, rows: Sequence[int], num_places: int = 0, *, by_all: bool = False) -> None:
+        """The next input has one line for each of these rows; see `StepRows.use`."""
+        self.step.use(self._row_slots[np.asarray(rows, dtype=np.int64)], num_places, by_all=by_all)
 
     def use_one(self, row: int) -> None:
         """All lines of the next input are of this row."""
@@ -250,7 +294,11 @@ class AdapterTable:
 class NoAdapters:
     """Stands for the table where adapters are not served: rows have none."""
 
-    num_slots = num_bytes = variant = 0
+    num_slots = num_bytes = present_variant = 0
+
+    def variant(self, rows: Sequence[int]) -> int | None:
+        """All are of the base model."""
+        return 0
 
     def keep(self, adapter_id: int, packed: PackedAdapter) -> None:
         """There is no place for it."""
@@ -268,7 +316,7 @@ class NoAdapters:
     def use_tokens(self, rows: Sequence[int], counts: Sequence[int]) -> None:
         """Nothing to tell the layers."""
 
-    def use_rows(self, rows: Sequence[int]) -> None:
+    def use_rows(self, rows: Sequence[int], num_places: int = 0, *, by_all: bool = False) -> None:
         """Nothing to tell the layers."""
 
     def use_one(self, row: int) -> None:

@@ -34,6 +34,7 @@ from llmd.model.cpu_threads import Threads, cache_bytes, choose_threads
 from llmd.model.cpu_threads import num_threads as num_threads
 from llmd.model.loader import ModelParts, select_device
 from llmd.model.moves import Moves
+from llmd.model.out_of_memory import is_out_of_memory
 from llmd.model.pending_step import PendingStep
 from llmd.model.runner import Runner
 from llmd_kernels import native
@@ -46,7 +47,6 @@ log = logging.getLogger("llmd.model")
 
 _IDLE_S = 0.5  # without work, before anything is done that can wait
 _SMALL_MODEL_BYTES = 32 << 20  # the demo model's steps take 1.4 to 2 times as long on two threads as on one
-_NO_MEMORY = ("DefaultCPUAllocator: can't allocate memory", "DefaultCPUAllocator: not enough memory")  # torch on a CPU
 
 
 class _Job(NamedTuple):
@@ -174,6 +174,7 @@ class ThreadExecutor:
         if select_device(self._config.device).type != "cpu":
             info = self._runner.load(report)
             native.set_num_threads(threads.count)
+            self._busy_s = time.monotonic()
             return info
         threads.confine()  # before this thread has a team
         info = self._runner.load(report)
@@ -228,15 +229,29 @@ class ThreadExecutor:
 
     def _next(self, *, wait: bool) -> _Job | _Stop | None:
         """The next job; None when there is none yet and a result could be waited for, or idle work was done meanwhile."""
+        if wait and not self._idle and self._runner.lacks_graphs:
+            self._idle.append(self._runner.record_next)
         try:
             job = self._jobs.get(block=wait, timeout=self._until_idle_s() if wait and self._idle else None)
         except queue.Empty:
-            if wait and self._idle[0]():
-                self._idle.popleft()
+            if wait:
+                self._work_idly(self._idle[0])
             return None
         if isinstance(job, _Job):
             self._in_hand.append(job)
         return job
+
+    def _work_idly(self, advance: Callable[[], bool]) -> None:
+        """Nobody waits for it, so what fails is told and left."""
+        try:
+            is_done = advance()
+        except Exception as error:
+            if is_device_lost(error):
+                raise
+            log.exception("work that was to be done in idle time failed")
+            is_done = True
+        if is_done:
+            self._idle.popleft()
 
     def _until_idle_s(self) -> float:
         return max(0.0, self._busy_s + _IDLE_S - time.monotonic())
@@ -274,14 +289,17 @@ class ThreadExecutor:
 
     def _step_failed(self, job: _Job, error: Exception) -> None:
         """This step only, unless the device is lost."""
-        if is_device_lost(error):
+        lacked_memory = is_out_of_memory(error)
+        if not lacked_memory and is_device_lost(error):
             log.error("the device is lost: %s", error)
             self._fail(EngineFailure(f"the device is lost: {type(error).__name__}"))
             self._answer(job, error=self._failure)
             return
+        if lacked_memory:  # what the step had is free only when nothing knows of its frames any more
+            error = StepOutOfMemory(f"out of memory: {type(error.with_traceback(None)).__name__}")
         self._runner.forget_step()
-        if is_out_of_memory(error):
-            error = StepOutOfMemory(f"out of memory: {type(error).__name__}")
+        if isinstance(error, StepOutOfMemory):
+            log.warning("a step found no memory: it is computed again in smaller ones")
         elif not isinstance(error, StepFailed):
             log.error("a step failed", exc_info=error)
             error = StepFailed(f"the step failed: {type(error).__name__}")
@@ -320,13 +338,6 @@ def is_device_lost(error: BaseException) -> bool:
         return False
     accelerator_error = getattr(torch, "AcceleratorError", None)
     return (accelerator_error is not None and isinstance(error, accelerator_error)) or "CUDA error" in str(error)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was lacking, the device's or this machine's."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
 
 
 def _resolve(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:

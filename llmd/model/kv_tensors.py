@@ -17,8 +17,10 @@ from torch import Tensor
 from llmd.config import CacheConfig
 from llmd.errors import ModelError
 from llmd.model.batch import zeros
+from llmd.model.device_memory import device_memory, give_back
 from llmd.model.memory_room import free_memory
 from llmd.model.memory_room import show as show
+from llmd.model.out_of_memory import is_out_of_memory
 from llmd_kernels.quantized_kv import LIMITS, LayerKV, half_bytes, view_quantized
 
 log = logging.getLogger("llmd.model")
@@ -63,15 +65,34 @@ class KVTensors:
         return math.prod(self._shape) * self.dtype.itemsize
 
     def release(self) -> None:
-        """Give the memory back; what was cached is lost."""
+        """Give the memory back, to neighbours on the device too; what was cached is lost."""
         self.pool, self.layers = None, ()
+        give_back(self.device)
 
     def refill(self) -> None:
-        """Take the memory (again), empty."""
-        self.pool = zeros(self._shape, torch.uint8 if self.is_quantized else self.dtype, self.device)
+        """Take the memory (again), empty. Raises NoRoom where it is not there; then it may be tried again."""
+        if self.pool is not None:
+            self.release()
+        try:
+            self.pool = zeros(self._shape, torch.uint8 if self.is_quantized else self.dtype, self.device)
+        except Exception as error:  # only lack of memory has an answer here
+            if not is_out_of_memory(error):
+                raise
+            raise NoRoom(f"{self.device} has no {show(self.num_bytes)} for the KV pool: {_free_now(self.device)}") from error
         self.layers = tuple(self.pool.unbind(1))
         if self.is_quantized:
             self.layers = tuple(view_quantized(layer, self._kv_shape, self.dtype) for layer in self.pool.unbind(1))
+
+
+def _free_now(device: torch.device) -> str:
+    if device.type != "cuda":
+        return f"{show(free_memory())} are free"
+    now = device_memory(device)
+    return f"{show(now.free_bytes)} of {show(now.total_bytes)} are free, {show(now.outside_bytes)} are others'"
+
+
+class NoRoom(ModelError):
+    """The device has no memory for the KV pool, as much as there should be."""
 
 
 class Sizes(NamedTuple):
@@ -104,19 +125,10 @@ def promised_bytes() -> int:
     return sum(kv.num_bytes for kv in _host_pools if kv.pool is not None)
 
 
-def pool_bytes(cache: CacheConfig, device: torch.device, used_bytes: int = 0) -> int:
-    """How many bytes the KV pool may have. `used_bytes`: what weights and activations take, on a GPU measured."""
+def host_pool_bytes(cache: CacheConfig, used_bytes: int = 0) -> int:
+    """How many bytes the KV pool may have: as many as are asked for, or of this machine's memory beside `used_bytes`."""
     if cache.kv_cache_bytes is not None:
         return cache.kv_cache_bytes
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        room = int(total * cache.gpu_memory_utilization) - used_bytes
-        if room <= 0:
-            raise ModelError(
-                f"gpu_memory_utilization {cache.gpu_memory_utilization} leaves no room for a KV pool: weights and "
-                f"activations take {show(used_bytes)} of {show(total)}"
-            )
-        return room
     free = max(0, free_memory() - promised_bytes())
     return max(0, min(free // 4, free - used_bytes, _CPU_DEFAULT_MAX_BYTES))
 

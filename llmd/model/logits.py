@@ -16,6 +16,7 @@ from torch import Tensor
 
 from llmd.engine.params import SamplingParams
 from llmd.engine.step import RowAdmit
+from llmd.model.staging import to_device
 
 _SCRATCH_BYTES = 64 << 20
 
@@ -58,11 +59,6 @@ class LogitsProcessor(Protocol):
 
     def apply(self, logits: Tensor, rows: Rows) -> Tensor:
         """Change `logits` [R, V] float32 at `rows.at`, in place, and return it."""
-
-
-def to_device(values: Sequence[int] | Sequence[float] | np.ndarray, dtype: np.dtype | type, device: torch.device) -> Tensor:
-    """A fresh tensor of host numbers on `device`; the copy waits for nothing."""
-    return torch.from_numpy(np.array(values, dtype=dtype)).to(device, non_blocking=True)
 
 
 class TokenLists:

@@ -48,9 +48,21 @@ def to_lists(token_ids: list[int], found: PositionLogprobs, num_top: list[int]) 
     ]
 
 
-def prompt_logprobs(logits: Tensor, next_ids: Tensor, num_top: int) -> list[TokenLogprobs]:
-    """What each position [P, V] says of the prompt token that follows it, next_ids [P] int64."""
-    if not logits.shape[0]:
-        return []
-    found = PositionLogprobs(*(column.cpu() for column in position_logprobs(logits, next_ids, num_top)))
-    return to_lists(next_ids.tolist(), found, [num_top] * logits.shape[0])
+def pack(found: PositionLogprobs) -> list[Tensor]:
+    """As int32 [P], [P], [P · n], [P · n], to be sent to the host in one piece."""
+    return [
+        bits(found.logprobs), found.ranks.to(torch.int32), found.top_ids.to(torch.int32).flatten(),
+        bits(found.top_logprobs).flatten(),
+    ]  # fmt: skip
+
+
+def unpack(packed: Tensor, num: int, num_top: int) -> PositionLogprobs:
+    """What `pack` made of `num` positions with `num_top` each."""
+    logprobs, ranks, top_ids, top_logprobs = packed.split([num, num, num * num_top, num * num_top])
+    top = top_logprobs.view(torch.float32).view(num, num_top)
+    return PositionLogprobs(logprobs.view(torch.float32), ranks, top_ids.view(num, num_top), top)
+
+
+def bits(x: Tensor) -> Tensor:
+    """float32 as the int32 of the same bits."""
+    return x.contiguous().view(torch.int32)

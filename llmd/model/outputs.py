@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from llmd.engine.step import TokenLogprobs
-from llmd.model.sampler import prompt_logprobs
+from llmd.model.logprobs import pack, position_logprobs, to_lists, unpack
+from llmd.model.staging import Landed, Outbox, send, to_device
+from llmd_kernels import bitmask as bitmask_kernels
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -20,30 +22,51 @@ if TYPE_CHECKING:
 _LOGITS_BYTES_AT_ONCE = 64 << 20
 
 
+class _Scored(NamedTuple):
+    """Some positions of a row's prompt, on their way to the host."""
+
+    row: int
+    landed: Landed  # next_ids [P], and the rest as `pack` lays it out
+    num: int
+    num_top: int
+
+    def entries(self) -> list[TokenLogprobs]:
+        """Plain data, once it has arrived."""
+        next_ids, rest = self.landed.wait().split([self.num, self.num * (2 + 2 * self.num_top)])
+        return to_lists(next_ids.tolist(), unpack(rest, self.num, self.num_top), [self.num_top] * self.num)
+
+
 class PromptScorer:
     """Prompt log-probabilities of a step, computed a few positions at a time: a whole prompt's logits would be gigabytes."""
 
-    def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
-        self._logits = logits
-        self._found: dict[int, list[TokenLogprobs]] = {}
+    def __init__(self, logits: Callable[[Tensor], Tensor], outbox: Outbox) -> None:
+        self._logits, self._outbox = logits, outbox
+        self._found: list[_Scored] = []
         self._at_once = 0
 
     def score(self, row: int, hidden: Tensor, next_ids: Tensor, num_top: int) -> None:
-        """hidden [P, hidden_size] at the positions before next_ids [P]."""
-        entries: list[TokenLogprobs] = []
+        """hidden [P, hidden_size] at the positions before next_ids [P]. Waits for nothing."""
         start = 0
         while start < hidden.shape[0]:
             part = slice(start, start + (self._at_once or 1))
             logits = self._logits(hidden[part])
             self._at_once = self._at_once or max(1, _LOGITS_BYTES_AT_ONCE // (4 * logits.shape[1]))
-            entries += prompt_logprobs(logits, next_ids[part], num_top)
+            found = position_logprobs(logits, next_ids[part], num_top)
+            packed = torch.cat([next_ids[part].to(torch.int32), *pack(found)])
+            self._found.append(_Scored(row, self._outbox.send(packed), logits.shape[0], num_top))
             start += logits.shape[0]
-        self._found[row] = entries
 
-    def take(self) -> dict[int, list[TokenLogprobs]]:
-        """This step's entries by row."""
-        found, self._found = self._found, {}
-        return found
+    def take(self) -> Callable[[], dict[int, list[TokenLogprobs]]]:
+        """This step's entries by row, once they are asked for."""
+        found, self._found = self._found, []
+
+        def entries() -> dict[int, list[TokenLogprobs]]:
+            by_row: dict[int, list[TokenLogprobs]] = {}
+            for part in found:
+                by_row.setdefault(part.row, []).extend(part.entries())
+            return by_row
+
+        return entries
 
 
 _FEW = 16  # a mask row with less than one in so many words set is worked on word by word
@@ -56,9 +79,8 @@ def mask_logits(logits: Tensor, places: Sequence[int], bitmask: Bitmask) -> Tens
         for place, words in zip(places, rows, strict=True):
             _mask_row(logits[place], words)
         return logits
-    barred = torch.from_numpy(_bits(~rows, logits.shape[1])).to(logits.device, non_blocking=True)
-    index = torch.from_numpy(np.asarray(places)).to(logits.device, non_blocking=True)
-    return logits.index_put_((index,), logits[index].masked_fill_(barred, float("-inf")))
+    index = to_device(places, np.int64, logits.device)
+    return bitmask_kernels.mask_logits(logits, index, send(rows.view(np.int32), logits.device))
 
 
 def _bits(words: npt.NDArray[np.uint32], count: int) -> npt.NDArray[np.bool_]:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from llmd.engine.params import PoolingParams
 from llmd.model.sentence import Tail
+from llmd.model.staging import Outbox
 
 
 class Head(NamedTuple):
@@ -118,20 +119,24 @@ class Pooler:
             return "pooling 'all' keeps every token's vector, and a classifier wants one"
         return None
 
-    def take(self) -> dict[int, Tensor]:
-        """This step's vectors by row, on the host: equal requests are finished together."""
+    def take(self, outbox: Outbox) -> Callable[[], dict[int, Tensor]]:
+        """This step's vectors by row, on the host once they are asked for: equal requests are finished together."""
         groups: dict[tuple[object, ...], list[_Finished]] = {}
         for item in self._finished:
             params = item.params
             key = (params.task, params.dimensions, params.normalize, params.use_activation, item.vector.shape)
             groups.setdefault(key, []).append(item)
         self._finished = []
-        found: dict[int, Tensor] = {}
+        sent = []
         for group in groups.values():
-            self._announce([item.row for item in group])
-            vectors = self._finish(torch.stack([item.vector for item in group]), group[0].params).cpu()
-            found.update((item.row, vector) for item, vector in zip(group, vectors, strict=True))
-        return found
+            rows = [item.row for item in group]
+            self._announce(rows)
+            sent.append((rows, outbox.send(self._finish(torch.stack([item.vector for item in group]), group[0].params))))
+        return lambda: {row: vector for rows, landed in sent for row, vector in zip(rows, landed.wait(), strict=True)}
+
+    def forget(self) -> None:
+        """The step came to nothing."""
+        self._finished = []
 
     def _finish(self, vectors: Tensor, params: PoolingParams) -> Tensor:
         """[N, hidden_size] → what the requests want of each."""

@@ -21,15 +21,16 @@ from torch import Tensor
 from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.engine.executor import ExecutorInfo, KVGroup, LoadProgress
 from llmd.engine.params import PoolingParams, SamplingParams
-from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan, StepResult
+from llmd.engine.step import RowAdmit, StepPlan, StepResult
 from llmd.errors import AdapterError, ModelError
 from llmd.model.adapter_packing import pack
 from llmd.model.adapter_slots import AdapterTable, NoAdapters, PackedAdapter
 from llmd.model.adapters import read_adapter
 from llmd.model.bandwidth import memory_bandwidth
 from llmd.model.batch import Batch, RowArrays
+from llmd.model.device_memory import Peak, peak_bytes
 from llmd.model.footprint import reserve_host, step_bytes, weight_bits
-from llmd.model.graphs import DecodeGraphs, capture_for
+from llmd.model.graphs import Capture, DecodeGraphs, Key, capture_for
 from llmd.model.kv_tensors import KVTensors, show
 from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
@@ -37,9 +38,12 @@ from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
 from llmd.model.pending_step import PendingStep
 from llmd.model.pooler import Head, Pooler
 from llmd.model.sampler import PendingTokens, Sampler, SamplerContext
+from llmd.model.sampling_graphs import NoSamplingGraphs, SamplingGraphs
 from llmd.model.sentence import read_tail
-from llmd.model.sizing import PoolSizing, peak_bytes
+from llmd.model.sizing import PoolSizing
+from llmd.model.staging import Outbox, to_device
 from llmd.model.states import StateTensors, row_bytes
+from llmd.model.warm_up import warm_up
 
 if TYPE_CHECKING:
     from llmd.engine.grammar import Bitmask
@@ -58,6 +62,7 @@ class Runner:
         self._config, self._cache, self._scheduler = model_config, cache, scheduler
         self._path, self._parts = path, parts
         self.num_layers_done = 0  # read by other threads
+        self._graph_bytes = 0  # that all graphs will take, by what two of them took
 
     # --- start
 
@@ -71,7 +76,7 @@ class Runner:
             block_size=self._cache.block_size,
             kv_cache_dtype=self._cache.kv_cache_dtype,
         )
-        sizing = PoolSizing(self._cache, self._scheduler, blueprint, self._config.max_model_len)
+        sizing = self._sizing = PoolSizing(self._cache, self._scheduler, blueprint, self._config.max_model_len)
         used = 0
         if blueprint.device.type == "cpu":
             used = reserve_host(self._config, self._cache, self._scheduler, self._path, self._parts, blueprint)
@@ -91,10 +96,12 @@ class Runner:
         self._tail = read_tail(self._path, blueprint.config.hidden_size, self.device)
         report(LoadProgress("KV pool", _WEIGHTS_SHARE))
         if sizes is None:
-            sizes = sizing.beside(self._profile(sizing.context))
-        self._allocate(sizes.num_blocks, sizes.max_model_len)
+            sizes = sizing.beside(self._profile(sizing), graph_bytes=self._graph_bytes)
+        sizing.settle(sizes, lambda fit: self._allocate(fit.num_blocks, fit.max_model_len))
         report(LoadProgress("warm-up", 0.98))
-        self._warm_up()
+        warm_up(self)
+        for size in self._graphs.first_sizes():
+            self._record(Key(size, 0))
         report(LoadProgress("ready", 1.0))
         return self._info(time.perf_counter() - started_s)
 
@@ -132,28 +139,37 @@ class Runner:
         if not self._model.is_encoder:
             num_groups = 1
             shape = self._model.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
-        self.kv = KVTensors(num_blocks, self._model.num_kv_layers, shape, self._dtype, self.device)
-        self.states = StateTensors(self._model.states, max_rows, self.device)
-        with_types = getattr(module, "num_token_types", 1) > 1
+        capture = capture_for(self.device) if self.can_generate and not self._config.enforce_eager else None
+        self.num_blocks, num_lines = num_blocks, max_rows + 1
+        has_spare = num_blocks > 0 and capture is not None and not capture.is_free  # a block for RowArrays' spare line
+        self.kv = KVTensors(num_blocks + has_spare, self._model.num_kv_layers, shape, self._dtype, self.device)
+        self.states = StateTensors(self._model.states, num_lines, self.device)
         self.rows = RowArrays(
-            max_rows, max_model_len, self._cache.block_size, num_groups, self.device, with_token_types=with_types
+            max_rows,
+            max_model_len,
+            self._cache.block_size,
+            num_groups,
+            self.device,
+            spare_block=num_blocks if has_spare else 0,
+            with_token_types=getattr(module, "num_token_types", 1) > 1,
         )
-        self._graphs = self._make_graphs(max_model_len)
-        self._sampler = self._build_sampler(max_rows, max_model_len)
-        self._scorer = PromptScorer(self.logits)
+        self._outbox = Outbox(self.device)
+        self._sampler = self._build_sampler(num_lines, max_model_len)
+        self._make_graphs(capture)
+        self._scorer = PromptScorer(self.logits, self._outbox)
         head = Head(module.classify, config.label_activation) if hasattr(module, "classify") else None
         self._pooler = Pooler(getattr(module, "pooling", "last"), head, self._tail, self._adapters.use_rows)
         self._errors = RowErrors()
         self._params: dict[int, SamplingParams | PoolingParams] = {}
         self._num_prompt_tokens: dict[int, int] = {}
 
-    def _make_graphs(self, max_model_len: int) -> DecodeGraphs:
-        may_record = self._can_generate and not self._config.enforce_eager
-        return DecodeGraphs(
-            lambda batch: self.logits(self.forward(batch)),
-            capture_for(self.device, has_states=bool(self._model.states)) if may_record else None,
-            max_model_len,
-        )
+    def _make_graphs(self, capture: Capture | None) -> None:
+        """Recorded decode steps, as far as the device has them."""
+        max_rows = self._scheduler.max_num_seqs
+        self._graphs = DecodeGraphs(lambda batch: self.logits(self.forward(batch)), self.rows.decode, capture, max_rows)
+        self._draws: SamplingGraphs | NoSamplingGraphs = NoSamplingGraphs()
+        if capture is not None and not capture.is_free:
+            self._draws = SamplingGraphs(self._sampler, self.rows, capture, self._outbox)
 
     def _build_sampler(self, max_rows: int, max_model_len: int) -> Sampler:
         vocab_size = self._model.config.vocab_size
@@ -170,68 +186,52 @@ class Runner:
             raise ModelError("no sampler plugin is loaded")
         return max(self._parts.samplers.values(), key=lambda spec: spec.priority).build(context)
 
-    def _profile(self, max_model_len: int) -> int:
-        """Bytes of the device in use at the peak of the largest step."""
+    def _profile(self, sizing: PoolSizing) -> Peak:
+        """What is taken at the peak of the largest step, and by graphs."""
 
         def largest_step() -> None:
-            self._allocate(self._num_profile_blocks(), max_model_len)
-            self._warm_up()
-            self.kv.release()
-            self.states.release()
+            self._allocate(sizing.num_profile_blocks, sizing.context)
+            warm_up(self)
+            self._graph_bytes = self._record_two()
+            self.release_kv()
 
         return peak_bytes(self.device, largest_step)
 
-    def _num_profile_blocks(self) -> int:
-        return -(-self._scheduler.max_num_batched_tokens // self._cache.block_size) + 1
+    def _record_two(self) -> int:
+        """Record the largest decode step and the smallest; what all will take, if those between are like the smallest."""
+        sizes = self._graphs.first_sizes()
+        taken = [self._record(Key(size, 0)) for size in {sizes[0]: 0, sizes[-1]: 0}] if sizes else [0]
+        return sum(taken) + max(0, self._graphs.num_sizes - len(taken)) * taken[-1]
 
     @property
-    def _can_generate(self) -> bool:
+    def can_generate(self) -> bool:
+        """Whether the model has a head that gives logits."""
         return hasattr(self._model.module, "logits")
 
-    def _warm_up(self) -> None:
-        """A prompt and a decode step before anyone waits: kernels are compiled, thread pools and buffers exist."""
-        block_size = self._cache.block_size
-        room = self.max_model_len if self._model.is_encoder else self.kv.num_blocks * block_size - 1
-        count = min(self._scheduler.max_num_batched_tokens, self.max_model_len - 1, room)
-        if self.device.type == "cpu":
-            count = min(count, 16)
-        if count < 1:
-            return
-        generates = self._can_generate
-        params = SamplingParams(temperature=0.0, max_tokens=2) if generates else PoolingParams()
-        blocks = range(-(-(count + 1) // block_size))
-        admit = RowAdmit(
-            row=0, seq_id=0, request_id="warm-up", token_ids=(0,) * count, num_prompt_tokens=count, params=params, seed=0
-        )
-        self.run(
-            StepPlan(
-                step_id=-2, admitted=[admit], block_updates=[BlockUpdate(0, 0, 0, blocks)], rows=[0], starts=[0],
-                counts=[count], num_logits=[int(generates)], samples=[generates],
-            )
-        )  # fmt: skip
-        if generates:
-            self.run(StepPlan(step_id=-1, rows=[0], starts=[count], counts=[1], num_logits=[1], samples=[True]))
-        self._release(0)
+    @property
+    def max_num_batched_tokens(self) -> int:
+        """Tokens of the largest step."""
+        return self._scheduler.max_num_batched_tokens
 
     def _info(self, elapsed_s: float) -> ExecutorInfo:
         model = self._model
         log.info(
             "loaded in %.1f s: weights %s, KV pool %s (%d blocks of %s), context %d, attention %s, %s on %s",
-            elapsed_s, show(model.weights_bytes), show(self.kv.num_bytes), self.kv.num_blocks,
+            elapsed_s, show(model.weights_bytes), show(self.kv.num_bytes), self.num_blocks,
             str(self.kv.dtype).removeprefix("torch."), self.max_model_len,
             model.backend_name, model.dtype, self.device,
         )  # fmt: skip
         if self.states.num_bytes:
             log.info("states of %d rows: %s", self._scheduler.max_num_seqs, show(self.states.num_bytes))
         return ExecutorInfo(
-            num_blocks=self.kv.num_blocks,
+            num_blocks=self.num_blocks,
             block_size=self._cache.block_size,
             max_num_seqs=self._scheduler.max_num_seqs,
             max_model_len=self.max_model_len,
             vocab_size=model.config.vocab_size,
             kv_groups=self._kv_groups(),
             needs_whole_prompts=model.is_encoder,
-            can_generate=self._can_generate,
+            can_generate=self.can_generate,
             pooling=getattr(model.module, "pooling", "last"),
             embedding_size=self._tail.size(model.config.hidden_size),
             labels=model.config.labels if hasattr(model.module, "classify") else (),
@@ -250,9 +250,18 @@ class Runner:
                 "step_bytes": step_bytes(model.module),
                 "weight_bits": weight_bits(model.module),
                 "adapter_slots_bytes": self._adapters.num_bytes,
+                "memory": self._told_memory(),
                 "memory_bandwidth": memory_bandwidth(self.device) if self.device.type == "cuda" else None,
             },
         )
+
+    def _told_memory(self) -> Any:
+        """The sum of the device's memory, into the log, and as plain rows."""
+        return self._sizing.account(
+            weights_bytes=self._model.weights_bytes,
+            adapter_bytes=self._adapters.num_bytes,
+            graph_bytes=self._graph_bytes or self._graphs.num_bytes,
+        ).told(log)
 
     def _kv_groups(self) -> tuple[KVGroup, ...]:
         model = self._model
@@ -281,23 +290,59 @@ class Runner:
         started_s = time.perf_counter()
         self._apply(plan)
         if not plan.rows:
+            self.rows.update_blocks(plan.block_updates)
             return PendingStep(plan, started_s)
+        if (key := self._graphs.choose(plan, self._adapters.variant(plan.rows))) is not None:
+            tokens = self._replay(plan, key, masks)
+            return PendingStep(plan, started_s, tokens, errors=self._errors.of(plan.rows))
         batch = self.rows.batch(plan)
         self._adapters.use_tokens(plan.rows, plan.counts)
-        if self._graphs.take(plan, batch, variant := self._adapters.variant):
-            drawn = self._draw(plan, batch, self._graphs.run(batch, variant), range(batch.num_rows), masks)
-            self.num_layers_done += self._model.config.num_layers
-            return PendingStep(plan, started_s, drawn, errors=self._errors.of(plan.rows))
         hidden = self.forward(batch)
-        tokens = self._sample(plan, batch, hidden, masks)
+        drawn = self._sample(plan, batch, hidden, masks)
         self._score_prompts(plan, batch, hidden)
         self._pool(plan, batch, hidden)
-        return PendingStep(plan, started_s, tokens, self._scorer.take(), self._pooler.take(), self._errors.of(plan.rows))
+        return PendingStep(
+            plan, started_s, drawn, self._scorer.take(), self._pooler.take(self._outbox), self._errors.of(plan.rows),
+            end=self._outbox.mark() if drawn is None else None,
+        )  # fmt: skip
+
+    def _replay(self, plan: StepPlan, key: Key, masks: Future[Bitmask] | None) -> PendingTokens:
+        """A step of which every row computes one token and samples, by its graph."""
+        self._adapters.use_rows(plan.rows, key.size)
+        step, num_rows = self._graphs.run(plan, key), len(plan.rows)
+        self.num_layers_done += self._model.config.num_layers
+        if masks is not None and plan.masked:
+            mask_logits(step.logits, plan.masked, masks.result())
+        drawn: PendingTokens | None = self._draws.draw(step, plan.rows)
+        if drawn is not None:
+            return drawn
+        logits, rows, num_tokens = step.logits[:num_rows], step.batch.rows[:num_rows], step.num_tokens[:num_rows]
+        return self._draw(logits, rows, num_tokens, plan.rows, max(plan.starts) + 1)
+
+    def record_next(self) -> bool:
+        """Record a kind of decode step that is lacking, while there is nothing else to do; True once there is none."""
+        if (key := self._graphs.lacking(self._adapters.present_variant)) is not None:
+            self._record(key)
+        return key is None
+
+    @property
+    def lacks_graphs(self) -> bool:
+        """Whether `record_next` has something to do."""
+        graphs: DecodeGraphs | None = self.__dict__.get("_graphs")
+        return graphs is not None and graphs.lacking(self._adapters.present_variant) is not None
+
+    @torch.inference_mode()
+    def _record(self, key: Key) -> int:
+        """Record by a step of spare lines; bytes that it took."""
+        self._adapters.use_rows((), key.size, by_all=key.variant != 0)
+        before = self._graphs.num_bytes
+        self._graphs.record(key)
+        return self._graphs.num_bytes - before
 
     def forget_step(self) -> None:
         """A step failed midway: nothing it found may be taken for the next one's, and its memory is free again."""
         self._scorer.take()
-        self._pooler.take()
+        self._pooler.forget()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -312,15 +357,13 @@ class Runner:
         return self._model.module.logits(hidden)  # type: ignore[operator]
 
     def _apply(self, plan: StepPlan) -> None:
-        """Rows go, adapters take slots, rows come and get blocks."""
+        """Rows go, adapters take slots, rows come and get tokens; blocks come with the batch."""
         for row in plan.released:
             self._release(row)
         for load in plan.adapter_loads:
             self._adapters.fill(load.slot, load.adapter_id)
         for admit in plan.admitted:
             self._admit(admit)
-        if plan.block_updates:
-            self.rows.update_blocks(plan.block_updates)
         if plan.token_updates:
             self.rows.update_tokens(plan.token_updates)
 
@@ -359,35 +402,27 @@ class Runner:
         chosen = [index for index, samples in enumerate(plan.samples) if samples]
         if not chosen:
             return None
+        rows, num_tokens = batch.rows, batch.seq_lens.long()
         if not len(chosen) == batch.num_rows == batch.num_tokens:
-            hidden = hidden[batch.query_start[1:][self._index(chosen)].long() - 1]
-        self._adapters.use_rows([plan.rows[index] for index in chosen])
-        return self._draw(plan, batch, self.logits(hidden), chosen, masks)
+            index = to_device(chosen, np.int64, self.device)
+            hidden = hidden[batch.query_start[1:][index].long() - 1]
+            rows, num_tokens = rows[index], num_tokens[index]
+        host_rows = [plan.rows[index] for index in chosen]
+        self._adapters.use_rows(host_rows)
+        logits = self.logits(hidden)
+        if masks is not None and plan.masked:
+            logits = mask_logits(logits, [chosen.index(index) for index in plan.masked], masks.result())
+        return self._draw(logits, rows, num_tokens, host_rows, batch.max_seq_len)
 
     def _draw(
-        self, plan: StepPlan, batch: Batch, logits: Tensor, chosen: Sequence[int], masks: Future[Bitmask] | None
+        self, logits: Tensor, rows: Tensor, num_tokens: Tensor, host_rows: Sequence[int], max_tokens: int
     ) -> PendingTokens:
-        """A token for each chosen row, from its line of the logits; it is written where the next step reads it."""
-        rows, num_tokens = batch.rows, batch.seq_lens.long()
-        if len(chosen) < batch.num_rows:
-            index = self._index(chosen)
-            rows, num_tokens = rows[index], num_tokens[index]
-        if masks is not None and plan.masked:
-            places = [chosen.index(index) for index in plan.masked]
-            logits = mask_logits(logits, places, masks.result())
+        """A token for each row, from its line of the logits; it is written where the next step reads it."""
         sampled = self._sampler.sample(
-            logits,
-            rows,
-            num_tokens,
-            self.rows.token_ids,
-            host_rows=[plan.rows[index] for index in chosen],
-            max_tokens=batch.max_seq_len,
+            logits, rows, num_tokens, self.rows.token_ids, host_rows=host_rows, max_tokens=max_tokens
         )
         self.rows.append(rows, num_tokens, sampled.token_ids)
-        return sampled.to_host()
-
-    def _index(self, places: Sequence[int]) -> Tensor:
-        return torch.from_numpy(np.asarray(places)).to(self.device, non_blocking=True)
+        return sampled.to_host(self._outbox)
 
     def _score_prompts(self, plan: StepPlan, batch: Batch, hidden: Tensor) -> None:
         """Log-probabilities of prompt tokens, from the logits one position before each."""
@@ -438,18 +473,23 @@ class Runner:
     def release_kv(self) -> None:
         """Give the KV pool's memory back; every cached block is lost."""
         self._graphs.clear()
-        self.kv.release()
+        self._draws.clear()
         self.states.release()
+        self.kv.release()
 
     def refill_kv(self) -> None:
-        """Take the KV pool's memory again."""
+        """Take the KV pool's memory again. Where there is none it raises, and may be tried once more."""
         self.kv.refill()
-        self.states.refill()
+        try:
+            self.states.refill()
+        except torch.OutOfMemoryError:
+            self.release_kv()
+            raise
 
     def close(self) -> None:
         """Drop every tensor."""
         self.__dict__.pop("_model", None)
-        for name in ("kv", "states", "rows", "_graphs", "_adapters", "_sampler", "_scorer", "_pooler", "_tail"):
+        for name in ("kv", "states", "rows", "_graphs", "_draws", "_adapters", "_sampler", "_scorer", "_pooler", "_tail"):
             self.__dict__.pop(name, None)
         if getattr(self, "device", None) is not None and self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -24,13 +24,12 @@ from llmd.engine.params import SamplingParams
 from llmd.engine.step import NONFINITE_LOGITS, RowAdmit, TokenLogprobs
 from llmd.model.cuts import Cuts, draw_cut
 from llmd.model.draw import first_max, pick, probabilities, slices, uniforms, weights
-from llmd.model.logits import LogitsContext, LogitsProcessor, Rows, core_processors, to_device
-from llmd.model.logprobs import PositionLogprobs, position_logprobs, prompt_logprobs, to_lists
+from llmd.model.logits import LogitsContext, LogitsProcessor, Rows, core_processors
+from llmd.model.logprobs import PositionLogprobs, bits, pack, position_logprobs, to_lists, unpack
+from llmd.model.staging import Landed, Outbox, to_device
 from llmd_kernels import native
 from llmd_kernels.sampling import Knobs
 from llmd_kernels.sampling import sample as draw_rows
-
-__all__ = ["HostTokens", "SampledTokens", "Sampler", "SamplerContext", "TorchSampler", "prompt_logprobs"]
 
 log = logging.getLogger(__name__)
 
@@ -72,36 +71,28 @@ class SampledTokens(NamedTuple):
         """[R] bool: nothing could be drawn, the row had NaN, an infinite logit, or no token left."""
         return ~torch.isfinite(self.best)
 
-    def to_host(self) -> PendingTokens:
+    def to_host(self, outbox: Outbox | None = None) -> PendingTokens:
         """Start one copy of everything; it waits for nothing until its `result` is asked for."""
-        columns = [self.token_ids.to(torch.int32), _bits(self.best)]
+        columns = [self.token_ids.to(torch.int32), bits(self.best)]
         if self.logprobs is not None:
-            found = self.logprobs
-            columns += [_bits(found.logprobs), found.ranks.to(torch.int32)]
-            columns += [found.top_ids.to(torch.int32).flatten(), _bits(found.top_logprobs).flatten()]
+            columns += pack(self.logprobs)
         packed = torch.cat(columns)
-        if packed.device.type != "cuda":
-            return PendingTokens(self, packed.cpu(), None)
-        landing = torch.empty(packed.shape, dtype=packed.dtype, pin_memory=True).copy_(packed, non_blocking=True)
-        event = torch.cuda.Event()
-        event.record()
-        return PendingTokens(self, landing, event)
+        return PendingTokens(self, (outbox or Outbox(packed.device)).send(packed), len(self.host_rows))
 
 
 class PendingTokens(NamedTuple):
     """SampledTokens on their way to the host."""
 
     sampled: SampledTokens
-    packed: Tensor
-    event: torch.cuda.Event | None
+    landed: Landed
+    num_places: int  # in the batch, of which the first are rows
 
     def result(self) -> HostTokens:
         """Wait for the copy and unpack it."""
-        if self.event is not None:
-            self.event.synchronize()
-        sampled, num_rows = self.sampled, len(self.sampled.host_rows)
-        token_ids, rest = self.packed[:num_rows].tolist(), self.packed[num_rows:]
-        best, rest = rest[:num_rows].view(torch.float32), rest[num_rows:]
+        packed, sampled, places = self.landed.wait(), self.sampled, self.num_places
+        num_rows = len(sampled.host_rows)
+        token_ids, rest = packed[:num_rows].tolist(), packed[2 * places :]
+        best = packed[places : places + num_rows].view(torch.float32)
         errors = {}
         if not torch.isfinite(best).all():
             values = zip(sampled.host_rows, best.tolist(), strict=True)
@@ -113,19 +104,10 @@ class PendingTokens(NamedTuple):
         sampled, num = self.sampled, len(self.sampled.logprobs_at)
         if sampled.logprobs is None:
             return {}
-        shape = sampled.logprobs.top_ids.shape
-        logprobs, ranks, top_ids, top_logprobs = rest.split([num, num, shape.numel(), shape.numel()])
-        found = PositionLogprobs(
-            logprobs.view(torch.float32), ranks, top_ids.view(shape), top_logprobs.view(torch.float32).view(shape)
-        )
+        found = unpack(rest, num, sampled.logprobs.top_ids.shape[1])
         lists = to_lists([token_ids[at] for at in sampled.logprobs_at], found, list(sampled.num_top))
         rows = [sampled.host_rows[at] for at in sampled.logprobs_at]
         return {row: [entry] for row, entry in zip(rows, lists, strict=True) if row not in errors}
-
-
-def _bits(x: Tensor) -> Tensor:
-    """float32 as the int32 of the same bits."""
-    return x.contiguous().view(torch.int32)
 
 
 def _why_bad(best: float) -> str:
@@ -158,6 +140,10 @@ class Sampler(Protocol):
         logits [R, V]; rows [R] int64; num_tokens [R] int64: tokens each row has before this one; token_ids [max_num_rows,
         max_model_len] int32: those tokens, by row. `host_rows` is `rows` on the host and `max_tokens` a bound on
         num_tokens: where they are not given they are read from the device.
+
+        A sampler whose calls may be recorded in a graph has `launches(host_rows: tuple[int, ...]) -> Hashable | None` too:
+        it brings up to date what `sample` reads on the device, and tells what decides, beside the number of rows, which
+        work `sample` queues; None where that cannot be recorded. Equal answers stand for equal work.
         """
 
 

@@ -7,7 +7,7 @@ other than biases and penalties run in torch, in their place.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from llmd.engine.params import SamplingParams
 from llmd.engine.step import RowAdmit
-from llmd.model.logits import LogitBias, Penalties, to_device
+from llmd.model.logits import LogitBias, Penalties
 from llmd.model.logprobs import PositionLogprobs
 from llmd.model.sampler import SampledTokens, SamplerContext, TorchSampler, _Pass
+from llmd.model.staging import put, to_device
 from llmd_kernels.logprobs import triton as logprobs_kernels
 from llmd_kernels.penalties import Bias, new_scratch
 from llmd_kernels.penalties import triton as penalties_kernels
@@ -39,7 +40,8 @@ class _Table:
         there, their_seeds, their_facts = self._device.split([4 * num_rows, num_rows, 2 * num_rows])
         self.knobs = Knobs(their_seeds, there.view(torch.float64).view(num_rows, 4))
         self.facts = their_facts.view(torch.float32).view(num_rows, 4)
-        self._is_new = False
+        self._facts[:] = 0, 1, 0, 0  # of lines that nobody took: no penalties
+        self._is_new = True
 
     def set(self, row: int, params: SamplingParams, values: tuple[float, ...], seed: int, num_prompt_tokens: int) -> None:
         """Write a row's line; `values` and `seed` are as Knobs has them."""
@@ -51,7 +53,7 @@ class _Table:
     def upload(self) -> None:
         """Bring the device's copy up to date; it stays where it is."""
         if self._is_new:
-            self._device.copy_(torch.from_numpy(self._host.copy()), non_blocking=True)
+            put(self._device, self._host)
             self._is_new = False
 
 
@@ -80,6 +82,18 @@ class TritonSampler(TorchSampler):
         if isinstance(admit.params, SamplingParams):
             values, seed = self._values(admit.params), self._seeds[admit.row]
             self._table.set(admit.row, admit.params, values, seed, admit.num_prompt_tokens)
+
+    def launches(self, host_rows: tuple[int, ...]) -> Hashable | None:
+        """As the protocol says: nothing goes to the device in `sample` but where rows have biases or processors, or ask for
+        logprobs."""
+        now = self._prepared(host_rows)
+        assert isinstance(now, _Wishes)
+        if now.processors or now.bias is not None or now.logprobs_index is not None:
+            return None
+        self._table.upload()
+        if now.has_penalties:
+            self._counts()
+        return now.any_drawn, now.any_drawn and now.any_top_k, now.any_drawn and now.any_top_p, now.has_penalties
 
     def sample(
         self,

@@ -4,6 +4,7 @@ import json
 
 from kernels.compiling import TARGETS, trouble
 
+from llmd_kernels.bitmask import triton as bitmask
 from llmd_kernels.embedding import triton as embedding
 from llmd_kernels.logprobs import triton as logprobs
 from llmd_kernels.penalties import triton as penalties
@@ -32,6 +33,10 @@ def kernels():
     for blocks in (False, True):
         constants = {"HAS_BLOCKS": blocks, "BLOCK": 64, "ROWS": 128}
         yield f"prepare_batch {blocks}", prepare_batch.prepare, OF_BATCH, constants, {}
+        constants = {"HAS_BLOCKS": blocks, "ROWS": 128}
+        yield f"decode_inputs {blocks}", prepare_batch.decode_inputs, {**OF_BATCH, "num_tokens": "*i64"}, constants, {}
+    yield "bar", bitmask.bar, {"logits": "*fp32", "places": "*i64", "words": "*i32"}, {"BLOCK": 4096}, {}
+    yield "hand_out", sampling.hand_out, {**TYPES, "out": "*i32"}, {"ROWS": 128}, {}
     whole = {"SPLITS": 32, "BLOCK": 1024}
     yield "maxima", sampling.maxima_of, TYPES, whole, {}
     for kind in (1, 2):

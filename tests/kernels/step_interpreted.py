@@ -7,7 +7,8 @@ import json
 
 import torch
 
-from llmd_kernels import embedding, logprobs, penalties, prepare_batch, sampling
+from llmd_kernels import bitmask, embedding, logprobs, penalties, prepare_batch, sampling
+from llmd_kernels.bitmask import triton as bitmask_kernels
 from llmd_kernels.embedding import triton as embedding_kernels
 from llmd_kernels.logprobs import triton as logprobs_kernels
 from llmd_kernels.penalties import triton as penalties_kernels
@@ -47,6 +48,41 @@ for counts, num_places, with_blocks in (
         write(inputs, columns, tokens, blocks if with_blocks else None, 5, 13)
     for name, actual, expected in zip(made[0]._fields, *made, strict=True):
         differ(f"prepare_batch {name}", actual, expected)
+
+for num_rows, with_blocks in ((1, True), (131, True), (5, False), (0, True)):
+    columns = torch.stack(
+        (torch.randperm(140)[:num_rows], torch.randint(0, 50, (num_rows,)), torch.randint(-40, 40, (num_rows,)))
+    )
+    tokens, blocks = torch.randint(0, 999, (140, 130)).int(), torch.randint(0, 99, (140, 30)).int()
+    columns, tables, made = columns.contiguous(), [blocks, blocks.clone()], []
+    for table, write in zip(
+        tables, (prepare_batch_kernels.prepare_decode, prepare_batch.reference.prepare_decode), strict=True
+    ):
+        sizes = num_rows, num_rows if with_blocks else 0, num_rows, num_rows
+        types = torch.int64, torch.int64, torch.int32, torch.int64
+        made.append(
+            prepare_batch.DecodeInputs(*(torch.full((size,), -5, dtype=of) for size, of in zip(sizes, types, strict=True)))
+        )
+        write(made[-1], columns, tokens, table if with_blocks else None, 5)
+    for name, actual, expected in zip(made[0]._fields, *made, strict=True):
+        differ(f"prepare_decode {name}", actual, expected)
+    differ("prepare_decode's block tables", *tables)
+
+for width, places in ((31, [2]), (5003, [4, 0, 1]), (4096, [])):
+    logits, words = torch.randn(5, width), torch.randint(-(1 << 31), 1 << 31, (len(places), -(-width // 32) + 1)).int()
+    words[:, 1:3] = -1
+    given = torch.tensor(places, dtype=torch.int64), words
+    expected = bitmask.reference.mask_logits(logits.clone(), *given)
+    differ("mask_logits", bitmask_kernels.mask_logits(logits, *given), expected)
+
+for num_rows in (0, 3, 200):
+    tokens, best, rows = torch.randint(0, 1 << 18, (num_rows,)), torch.randn(num_rows), torch.randperm(210)[:num_rows]
+    lines, num_tokens = [torch.zeros(210, 9).int() for _ in range(2)], torch.randint(0, 9, (num_rows,))
+    outs = [torch.full((2, num_rows), -5, dtype=torch.int32) for _ in range(2)]
+    sampling_kernels.deliver(tokens, best, rows, num_tokens, lines[0], outs[0])
+    sampling.reference.deliver(tokens, best, rows, num_tokens, lines[1], outs[1])
+    differ("delivered", *outs)
+    differ("delivered to lines", *lines)
 
 FULL, OFF = 1 << 20, 1.0
 WISHES = (  # 1 / temperature, top_k, top_p, min_p

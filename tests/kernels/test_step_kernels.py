@@ -4,10 +4,11 @@ import pytest
 import torch
 from kernels.test_triton import run_script
 
+from llmd_kernels.bitmask import mask_logits
 from llmd_kernels.logprobs import token_logprobs
 from llmd_kernels.penalties import Bias, new_scratch, penalise
-from llmd_kernels.prepare_batch import new_inputs, prepare_batch
-from llmd_kernels.sampling import Knobs, sample, tiles
+from llmd_kernels.prepare_batch import DecodeInputs, new_inputs, prepare_batch, prepare_decode
+from llmd_kernels.sampling import Knobs, deliver, sample, tiles
 
 CPU = torch.device("cpu")
 
@@ -52,6 +53,34 @@ def test_buffers_that_do_not_fit(columns, blocks, words):
     tokens = torch.zeros(3, 20, dtype=torch.int32)
     with pytest.raises(ValueError, match=words):
         prepare_batch(new_inputs(8, 4, CPU), columns, tokens, tokens if blocks else None)
+
+
+def test_a_decode_step_and_the_block_that_comes_with_it():
+    token_ids, blocks = torch.arange(60).view(3, 20).int(), torch.tensor([[7, 3], [1, 0], [4, 9]]).int()
+    out = DecodeInputs(*(torch.zeros(3, dtype=of) for of in (torch.int64, torch.int64, torch.int32, torch.int64)))
+    prepare_decode(out, torch.tensor([[2, 0, 1], [9, 3, 10], [-1, -1, 6]]), token_ids, blocks, 10)
+    assert out.input_ids.tolist() == [49, 3, 30]
+    assert out.slot_mapping.tolist() == [49, 73, 60]
+    assert out.seq_lens.tolist() == out.num_tokens.tolist() == [10, 4, 11]
+    assert blocks.tolist() == [[7, 3], [1, 6], [4, 9]]
+
+
+def test_what_decode_inputs_and_masks_do_not_take():
+    tokens, of = torch.zeros(3, 20, dtype=torch.int32), (torch.int64, torch.int64, torch.int32, torch.int64)
+    out = DecodeInputs(*(torch.zeros(2, dtype=dtype) for dtype in of))
+    with pytest.raises(ValueError, match=r"int64 columns \[3, R\], got torch.int32"):
+        prepare_decode(out, torch.zeros(3, 2, dtype=torch.int32), tokens, tokens)
+    with pytest.raises(ValueError, match="3 places in each column and 3 slots"):
+        prepare_decode(out, torch.zeros(3, 3, dtype=torch.int64), tokens, tokens)
+    with pytest.raises(ValueError, match="2 places in each column and 0 slots"):
+        prepare_decode(out, torch.zeros(3, 2, dtype=torch.int64), tokens, None)
+    places = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="mask_logits wants logits"):
+        mask_logits(torch.zeros(2, 33), places, torch.zeros(1, 1, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"contiguous int32 words, got torch\.int64, torch\.int64"):
+        mask_logits(torch.zeros(2, 33), places, torch.zeros(1, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"int32 out \[2, 3\], got torch.int32 \[3, 2\]"):
+        deliver(torch.arange(3), torch.zeros(3), torch.arange(3), torch.arange(3), tokens, torch.zeros(3, 2).int())
 
 
 def test_draws_follow_the_distribution():

@@ -16,8 +16,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 aten = torch.ops.aten
-READS = (aten._local_scalar_dense.default, aten.equal.default)
-SIZES = (aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.repeat_interleave.Tensor)
+READS = (aten._local_scalar_dense.default, aten.item.default, aten.is_nonzero.default, aten.equal.default)
+SIZES = (
+    aten.nonzero.default, aten.masked_select.default, aten._unique2.default, aten.repeat_interleave.Tensor,
+    aten.repeat_interleave.self_Tensor,
+)  # fmt: skip
+COPIES = (aten._to_copy.default, aten.to.device, aten.to.dtype_layout)  # the latter two in inference mode
 
 
 class FakeCuda(TorchDispatchMode):
@@ -26,30 +30,48 @@ class FakeCuda(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)
+        self._pinned: dict[int, torch.Tensor] = {}  # by address; kept, so that nothing else comes to lie there
         self.waits: list[str] = []
         self.copies_to_host: list[str] = []  # that nobody waits for
+        self.copies_there: list[str] = []
         self.launches: list[str] = []
+        self.captures: list[dict] = []
 
     def clear(self) -> None:
         """Forget what happened."""
-        for happened in (self.waits, self.copies_to_host, self.launches):
+        for happened in (self.waits, self.copies_to_host, self.copies_there, self.launches, self.captures):
             happened.clear()
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         is_there = any(isinstance(leaf, FakeTensor) for leaf in tree_leaves((args, kwargs)))
-        device = kwargs.get("device")
+        device = kwargs.get("device") or next((arg for arg in args if isinstance(arg, torch.device)), None)
         goes_there = device is not None and torch.device(device).type == "cuda"
         if not is_there and not goes_there:
-            return func(*args, **{**kwargs, "pin_memory": False} if kwargs.get("pin_memory") else kwargs)
+            return self._on_host(func, args, kwargs)
         if is_there and (answer := self._to_host(func, args, kwargs, goes_there)) is not None:
             return answer
         if func.name().startswith(("aten::_to_copy", "aten::to.")) and not is_there:
+            self._leaves_host(args[0], _is_asynchronous(func, args, kwargs))
             with self._fakes:
                 return torch.empty(args[0].shape, dtype=kwargs.get("dtype") or args[0].dtype, device="cuda")
         args, kwargs = tree_map_only(torch.Tensor, self._fake, (args, kwargs))
         with self._fakes:
             return func(*args, **kwargs)
+
+    def _on_host(self, func, args, kwargs):
+        """Pinned memory is ordinary memory that is known to be pinned."""
+        is_pinned = kwargs.get("pin_memory", False)
+        found = func(*args, **{**kwargs, "pin_memory": False} if is_pinned else kwargs)
+        if is_pinned:
+            self._pinned[found.untyped_storage().data_ptr()] = found
+        return found
+
+    def _leaves_host(self, tensor, non_blocking):
+        """A copy to the device, which the host may wait for where its memory is not pinned."""
+        self.copies_there.append(f"{tuple(tensor.shape)}")
+        if tensor.numel() and not (non_blocking and tensor.untyped_storage().data_ptr() in self._pinned):
+            self.waits.append(f"a copy of {tuple(tensor.shape)} from ordinary memory")
 
     def _fake(self, tensor):
         """A tensor of the host among the arguments of a device's op."""
@@ -64,8 +86,9 @@ class FakeCuda(TorchDispatchMode):
         if func in SIZES and kwargs.get("output_size") is None:
             self.waits.append(f"{func} of {tuple(source.shape)}")
             raise RuntimeError(f"{func} waits for the device")
-        if func is aten._to_copy.default and not goes_there and kwargs.get("device") is not None:
-            kind = self.copies_to_host if kwargs.get("non_blocking") else self.waits
+        device = kwargs.get("device") or next((arg for arg in args if isinstance(arg, torch.device)), None)
+        if func in COPIES and not goes_there and device is not None:
+            kind = self.copies_to_host if _is_asynchronous(func, args, kwargs) else self.waits
             kind.append(f"{func} of {tuple(source.shape)}")
             return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
         return None
@@ -75,6 +98,8 @@ class FakeCuda(TorchDispatchMode):
         if not isinstance(source, FakeTensor) and not isinstance(target, FakeTensor):
             return _METHODS["copy_"](target, source, non_blocking)
         source.expand(target.shape)  # it must fit
+        if not isinstance(source, FakeTensor):
+            self._leaves_host(source, non_blocking)
         if not isinstance(target, FakeTensor):
             (self.copies_to_host if non_blocking else self.waits).append(f"copy_ of {tuple(source.shape)}")
             target.zero_()
@@ -111,6 +136,11 @@ class FakeCuda(TorchDispatchMode):
         return is_there
 
 
+def _is_asynchronous(func, args, kwargs) -> bool:
+    """`non_blocking` of a copy: the fourth argument of Tensor.to(device, dtype, …)."""
+    return bool(kwargs.get("non_blocking") or (func is aten.to.device and len(args) > 3 and args[3]))
+
+
 # torch looks for a guard of the tensor's device in these before any mode sees them.
 _METHODS = {name: getattr(torch.Tensor, name) for name in ("copy_", "__getitem__", "__setitem__", "nonzero")}
 
@@ -139,9 +169,32 @@ class Graph:
     def __init__(self, device: FakeCuda) -> None:
         self._device = device
 
+    def capture_begin(self, **options) -> None:
+        """What is launched from now on is written down."""
+        self._device.captures.append(options)
+        self._before = len(self._device.launches)
+
+    def capture_end(self) -> None:
+        """Nothing of it was launched."""
+        self.launches = self._device.launches[self._before :]
+        del self._device.launches[self._before :]
+
     def replay(self) -> None:
         """One launch."""
         self._device.launches.append("replay")
+
+
+class Stream:
+    """torch.cuda.Stream."""
+
+    def __init__(self, *_) -> None:
+        pass
+
+    def wait_stream(self, other: Stream) -> None:
+        """The device waits, not the host."""
+
+    def wait_event(self, event: Event) -> None:
+        """The device waits, not the host."""
 
 
 def _as_method(function):
@@ -179,7 +232,9 @@ def fake_cuda(*, compiles: bool = False) -> Iterator[FakeCuda]:
         "get_device_properties": lambda *_: facts, "get_device_capability": lambda *_: (9, 0),
         "mem_get_info": lambda *_: (70 << 30, 80 << 30), "Event": lambda **_: Event(device),
         "graph_pool_handle": lambda: (0, 1), "memory_reserved": lambda *_: 0, "CUDAGraph": lambda: Graph(device),
-        "graph": lambda graph, **_: contextlib.nullcontext(),
+        "Stream": Stream, "current_stream": lambda *_: Stream(), "stream": lambda _: contextlib.nullcontext(),
+        "memory_allocated": lambda *_: 0, "max_memory_allocated": lambda *_: 0, "max_memory_reserved": lambda *_: 0,
+        "reset_peak_memory_stats": lambda *_: None,
         "synchronize": lambda *_: device.waits.append("synchronize"), "empty_cache": lambda: None,
     }  # fmt: skip
 

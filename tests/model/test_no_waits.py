@@ -48,8 +48,12 @@ def device(machine):
 
 @pytest.fixture
 def runner(machine):
-    machine[1]._graphs.clear()
     return machine[1]
+
+
+@pytest.fixture
+def without_graphs(runner, monkeypatch):
+    monkeypatch.setattr(runner._graphs, "choose", lambda plan, variant: None)
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +71,7 @@ def columns(rows, starts, counts):
 
 
 @pytest.mark.parametrize("params", WISHES.values(), ids=WISHES)
+@pytest.mark.usefixtures("without_graphs")
 def test_launching_waits_for_nothing_and_the_result_for_one_event(device, runner, params):
     params = SamplingParams(max_tokens=9, **params)
     blocks = [BlockUpdate(row, 0, 0, range(3 * row, 3 * row + 3)) for row in range(3)]
@@ -84,6 +89,7 @@ def test_launching_waits_for_nothing_and_the_result_for_one_event(device, runner
     assert device.waits == ["event", "event"]
 
 
+@pytest.mark.usefixtures("without_graphs")
 def test_kernels_are_launched_for_what_rows_want_only(device, runner):
     blocks = [BlockUpdate(row, 0, 0, range(3 * row, 3 * row + 3)) for row in range(2)]
     greedy = SamplingParams(temperature=0.0, max_tokens=9)
@@ -97,21 +103,71 @@ def test_kernels_are_launched_for_what_rows_want_only(device, runner):
     assert names == ["count", "apply", "tally", *["narrow"] * 8, "tally", "pick", "parts"]
 
 
-def test_decode_steps_are_captured_once_and_replayed(device, runner):
-    blocks = [BlockUpdate(row, 0, 0, range(3 * row, 3 * row + 3)) for row in range(4)]
-    greedy = SamplingParams(temperature=0.0, max_tokens=9)
-    admits = [admitted(row, greedy) for row in range(4)]
-    runner.launch(
-        StepPlan(step_id=1, admitted=admits, block_updates=blocks, **columns([0, 1, 2, 3], [5] * 4, [1] * 4))
-    ).result()
-    assert device.launches.count("decode") == 2 * runner._model.config.num_layers  # run, then captured
-    device.clear()
-    for rows in ([0, 1, 2, 3], [3, 0, 2]):  # three rows in the graph of four
-        pending = runner.launch(StepPlan(step_id=2, **columns(rows, [6] * len(rows), [1] * len(rows))))
-        assert (device.waits, device.launches) == ([], ["replay", "maxima_of", "pick"])
-        assert len(pending.result().token_ids) == len(rows)
+def begun(runner, params, num_rows=4):
+    """Rows that have five tokens and want the sixth."""
+    blocks = [BlockUpdate(row, 0, 0, range(3 * row, 3 * row + 2)) for row in range(num_rows)]
+    admits = [admitted(row, params, 5) for row in range(num_rows)]
+    columns_of = columns(list(range(num_rows)), [0] * num_rows, [5] * num_rows)
+    runner.launch(StepPlan(step_id=1, admitted=admits, block_updates=blocks, **columns_of)).result()
+
+
+@pytest.mark.parametrize("name", ["greedy", "drawn", "cut"])
+def test_a_decode_step_is_a_copy_two_replays_and_a_copy(device, runner, name):
+    begun(runner, SamplingParams(max_tokens=9, **WISHES[name]))
+    for position, rows in enumerate(([0, 1, 2, 3], [0, 1, 2, 3], [3, 0, 2]), 5):  # three rows in the graph of four
         device.clear()
-    assert list(runner._graphs._graphs) == [(4, 0)]
+        block = [BlockUpdate(3, 0, position // 4, [40 + position])] if position % 4 == 0 else []
+        plan = StepPlan(step_id=2, block_updates=block, **columns(rows, [position] * len(rows), [1] * len(rows)))
+        pending = runner.launch(plan)
+        assert device.waits == []
+        assert len(pending.result().token_ids) == len(rows)
+        assert device.waits == ["event"]
+        if position > 5:  # the way of sampling is captured with the first step that has it
+            assert device.launches == ["replay", "replay"]
+            assert (len(device.copies_there), len(device.copies_to_host)) == (1, 1)
+            assert not device.captures
+
+
+def test_the_sizes_that_serve_every_step_are_captured_before_any(machine):
+    graphs = machine[1]._graphs
+    assert {key for key in graphs._graphs if not key.variant} == {(8, 0), (4, 0), (2, 0), (1, 0)}
+    assert not machine[1].lacks_graphs
+
+
+@pytest.mark.parametrize("name", ["changed", "logprobs"])
+def test_what_cannot_be_captured_is_sampled_after_the_replay(device, runner, name):
+    begun(runner, SamplingParams(max_tokens=9, **WISHES[name]))
+    device.clear()
+    pending = runner.launch(StepPlan(step_id=2, **columns([1, 0, 2], [5] * 3, [1] * 3)))
+    assert device.waits == []
+    assert device.launches[0] == "replay"
+    assert "pick" in device.launches
+    assert "decode" not in device.launches
+    assert len(pending.result().token_ids) == 3
+
+
+def test_prompt_logprobs_arrive_with_the_result(device, runner):
+    params = SamplingParams(temperature=0.0, prompt_logprobs=2, max_tokens=9)
+    plan = StepPlan(
+        step_id=1, admitted=[admitted(0, params)], block_updates=[BlockUpdate(0, 0, 0, range(3))],
+        **{**columns([0], [0], [6]), "num_logits": [6]},
+    )  # fmt: skip
+    pending = runner.launch(plan)
+    assert device.waits == []
+    assert len(pending.result().prompt_logprobs[0]) == 5
+
+
+def test_a_step_without_tokens_ends_with_an_event_too(device, runner):
+    admit = admitted(0, SamplingParams(max_tokens=9))
+    pending = runner.launch(
+        StepPlan(
+            step_id=1, admitted=[admit], block_updates=[BlockUpdate(0, 0, 0, range(3))], rows=[0], starts=[0], counts=[3],
+            num_logits=[0], samples=[False],
+        )
+    )  # fmt: skip
+    assert device.waits == []
+    assert pending.result().token_ids == ()
+    assert device.waits == ["event"]
 
 
 def test_grammar_masks_do_not_wait_either(device, runner):
@@ -125,7 +181,13 @@ def test_grammar_masks_do_not_wait_either(device, runner):
     assert device.waits == []
 
 
-def test_the_device_sees_every_way_of_waiting(device):
+@pytest.mark.parametrize("is_step", [True, False])  # steps run in inference mode, where torch asks for other operators
+def test_the_device_sees_every_way_of_waiting(device, is_step):
+    with torch.inference_mode(is_step):
+        check_ways_of_waiting(device)
+
+
+def check_ways_of_waiting(device):
     x = torch.zeros(3, device="cuda")
     waits = {
         "item": lambda: x[0].item(),
@@ -136,9 +198,13 @@ def test_the_device_sees_every_way_of_waiting(device):
         "synchronize": torch.cuda.synchronize,
         "nonzero": lambda: x.nonzero(),
         "mask": lambda: x[x > 1],
+        "ordinary memory": lambda: x.copy_(torch.ones(3), non_blocking=True),
+        "pinned memory, waited for": lambda: x.copy_(torch.ones(3, pin_memory=True)),
         "set by a mask": lambda: x.__setitem__(x > 1, 0.0),
         "repeat": lambda: torch.ones(3, dtype=torch.int64, device="cuda").repeat_interleave(x.long()),
     }
+    if torch.is_inference_mode_enabled():
+        waits["ordinary memory, another way"] = lambda: torch.ones(3).to("cuda", non_blocking=True)
     for name, wait in waits.items():
         device.clear()
         with contextlib.suppress(RuntimeError):  # what a size hangs on cannot go on
@@ -146,5 +212,5 @@ def test_the_device_sees_every_way_of_waiting(device):
         assert device.waits, name
     device.clear()
     torch.zeros(3, pin_memory=True).copy_(x, non_blocking=True)
-    x.copy_(torch.ones(3))
+    x.copy_(torch.ones(3, pin_memory=True), non_blocking=True)
     assert (device.waits, len(device.copies_to_host)) == ([], 1)

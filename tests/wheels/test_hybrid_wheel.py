@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
+from model.ladder_capture import LadderCapture
 from safetensors.torch import save_file
 from wheels.test_good_wheels import normed, rotated
 
@@ -135,6 +136,12 @@ def test_preempted_sequences_and_prompts_in_chunks(alone, model):
     room = 32 * 2 * KV_HEADS * DIM * 4 * 4 + 8 * 4096  # some 32 blocks: they do not hold five sequences
     found, stats = spoken(model, kv_cache_bytes=room, max_num_seqs=8, max_num_batched_tokens=16, max_model_len=112)
     assert stats.num_preemptions > 0
+    assert found == alone
+
+
+def test_steps_that_a_gpu_records_for_more_rows_than_there_are(alone, model, monkeypatch):
+    monkeypatch.setattr("llmd.model.runner.capture_for", lambda device: LadderCapture(device))
+    found, _ = spoken(model, max_num_seqs=8)
     assert found == alone
 
 

@@ -21,10 +21,10 @@ class StepInputs(NamedTuple):
 
 
 def new_inputs(num_tokens: int, num_rows: int, device: torch.device, *, has_blocks: bool = True) -> StepInputs:
-    """Buffers of these sizes, zeros."""
+    """Buffers of these sizes; what lies in them means nothing."""
     sizes = (num_tokens, num_tokens, num_tokens if has_blocks else 0, num_tokens)
-    tokens = (torch.zeros(size, dtype=torch.int64, device=device) for size in sizes)
-    rows = (torch.zeros(size, dtype=torch.int32, device=device) for size in (num_rows, num_rows + 1))
+    tokens = (torch.empty(size, dtype=torch.int64, device=device) for size in sizes)
+    rows = (torch.empty(size, dtype=torch.int32, device=device) for size in (num_rows, num_rows + 1))
     return StepInputs(*tokens, *rows)
 
 
@@ -56,3 +56,39 @@ def prepare_batch(
         triton.prepare_batch(out, columns, token_ids, block_table, block_size, pad_slot)
     else:
         reference.prepare_batch(out, columns, token_ids, block_table, block_size, pad_slot)
+
+
+class DecodeInputs(NamedTuple):
+    """Buffers for R rows that compute one token each; a captured graph reads them."""
+
+    input_ids: torch.Tensor  # [R] int64
+    slot_mapping: torch.Tensor  # [R] int64; [0] where there is no block table
+    seq_lens: torch.Tensor  # [R] int32, the row's tokens once this step is computed
+    num_tokens: torch.Tensor  # [R] int64, the same for samplers
+
+
+def prepare_decode(
+    out: DecodeInputs,
+    columns: torch.Tensor,
+    token_ids: torch.Tensor,
+    block_table: torch.Tensor | None,
+    block_size: int = 1,
+) -> None:
+    """Write into `out` the inputs of a step in which every row computes one token.
+
+    columns [3, R] int64: for each row its line in token_ids [L, M] int32 and block_table [L, W] int32, the position of its
+    token, and the block that comes to its table for that position; negative: the one that is there. No two rows have a line
+    in common but such whose columns are equal. Raises ValueError for buffers that do not fit.
+    """
+    num_rows = columns.shape[1]
+    if columns.shape[0] != 3 or columns.dtype != torch.int64 or not columns.is_contiguous():
+        raise ValueError(f"prepare_decode wants contiguous int64 columns [3, R], got {columns.dtype} {list(columns.shape)}")
+    slots = 0 if block_table is None else num_rows
+    if [len(column) for column in out] != [num_rows, slots, num_rows, num_rows]:
+        raise ValueError(f"prepare_decode wants {num_rows} places in each column and {slots} slots")
+    if columns.is_cuda:
+        from llmd_kernels.prepare_batch import triton
+
+        triton.prepare_decode(out, columns, token_ids, block_table, block_size)
+    else:
+        reference.prepare_decode(out, columns, token_ids, block_table, block_size)

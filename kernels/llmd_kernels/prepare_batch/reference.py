@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 if TYPE_CHECKING:
-    from llmd_kernels.prepare_batch import StepInputs
+    from llmd_kernels.prepare_batch import DecodeInputs, StepInputs
 
 
 def prepare_batch(
@@ -32,3 +32,18 @@ def prepare_batch(
     if block_table is not None:
         slots = block_table[out.token_rows, out.positions // block_size].long() * block_size + out.positions % block_size
         out.slot_mapping.copy_(torch.where(is_token, slots, pad_slot))
+
+
+def prepare_decode(
+    out: DecodeInputs, columns: torch.Tensor, token_ids: torch.Tensor, block_table: torch.Tensor | None, block_size: int
+) -> None:
+    """As in the package."""
+    lines, positions, new_blocks = columns
+    out.input_ids.copy_(token_ids[lines, positions])
+    out.num_tokens.copy_(positions + 1)
+    out.seq_lens.copy_(positions + 1)
+    if block_table is not None:
+        places = positions // block_size
+        blocks = torch.where(new_blocks >= 0, new_blocks, block_table[lines, places].long())
+        block_table[lines, places] = blocks.to(torch.int32)
+        out.slot_mapping.copy_(blocks * block_size + positions % block_size)

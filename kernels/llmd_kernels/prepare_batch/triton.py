@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 
 if TYPE_CHECKING:
-    from llmd_kernels.prepare_batch import StepInputs
+    from llmd_kernels.prepare_batch import DecodeInputs, StepInputs
 
 _BLOCK = 64  # tokens
 _ROWS = 128  # rows looked at together
@@ -63,4 +63,41 @@ def prepare_batch(
     prepare[(max(1, triton.cdiv(num_tokens, _BLOCK)),)](
         *out, columns, token_ids, table, num_tokens, num_rows, token_ids.stride(0), table.stride(0), block_size, pad_slot,
         HAS_BLOCKS=block_table is not None, BLOCK=_BLOCK, ROWS=_ROWS,
+    )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=("num_rows",))
+def decode_inputs(
+    input_ids, slots, seq_lens, num_tokens, columns, token_ids, block_table, num_rows, line_stride, table_stride,
+    block_size, HAS_BLOCKS: tl.constexpr, ROWS: tl.constexpr,
+):  # fmt: skip
+    """All columns of some rows, a row a thread."""
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    is_row = row < num_rows
+    line = tl.load(columns + row, mask=is_row, other=0)
+    position = tl.load(columns + num_rows + row, mask=is_row, other=0)
+    token_id = tl.load(token_ids + line * line_stride + position, mask=is_row, other=0)
+    tl.store(input_ids + row, token_id.to(tl.int64), mask=is_row)
+    tl.store(num_tokens + row, position + 1, mask=is_row)
+    tl.store(seq_lens + row, (position + 1).to(tl.int32), mask=is_row)
+    if HAS_BLOCKS:
+        place = block_table + line * table_stride + position // block_size
+        came = tl.load(columns + 2 * num_rows + row, mask=is_row, other=-1)
+        known = tl.load(place, mask=is_row & (came < 0), other=0).to(tl.int64)
+        block = tl.where(came < 0, known, came)
+        tl.store(place, block.to(tl.int32), mask=is_row & (came >= 0))
+        tl.store(slots + row, block * block_size + position % block_size, mask=is_row)
+
+
+def prepare_decode(
+    out: DecodeInputs, columns: torch.Tensor, token_ids: torch.Tensor, block_table: torch.Tensor | None, block_size: int
+) -> None:
+    """As in the package."""
+    num_rows = columns.shape[1]
+    if not num_rows:
+        return
+    table = columns if block_table is None else block_table
+    decode_inputs[(triton.cdiv(num_rows, _ROWS),)](
+        *out, columns, token_ids, table, num_rows, token_ids.stride(0), table.stride(0), block_size,
+        HAS_BLOCKS=block_table is not None, ROWS=_ROWS,
     )  # fmt: skip

@@ -53,3 +53,25 @@ def sample(
     if native.is_available(logits) and logits.stride(1) == 1:
         return cpu.sample(logits, rows.contiguous(), num_tokens.contiguous(), knobs)
     return reference.sample(logits, rows, num_tokens, knobs)
+
+
+def deliver(
+    tokens: torch.Tensor,
+    best: torch.Tensor,
+    rows: torch.Tensor,
+    num_tokens: torch.Tensor,
+    token_ids: torch.Tensor,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """Put what `sample` gave where the next step reads it, token_ids[rows, num_tokens], and into `out`, which is returned.
+
+    out [2, R] int32: the tokens, and the bits of the largest logits. token_ids [L, M] int32, num_tokens [R] int64 below M.
+    Raises ValueError for an `out` that does not fit.
+    """
+    if out.shape != (2, len(tokens)) or out.dtype != torch.int32 or not out.is_contiguous():
+        raise ValueError(f"deliver wants contiguous int32 out [2, {len(tokens)}], got {out.dtype} {list(out.shape)}")
+    if tokens.is_cuda:
+        from llmd_kernels.sampling import triton
+
+        return triton.deliver(tokens, best, rows, num_tokens, token_ids, out)
+    return reference.deliver(tokens, best, rows, num_tokens, token_ids, out)

@@ -58,3 +58,18 @@ def sample(
     target = torch.minimum(target, ends[:, -1] - 1).clamp_min_(0)
     drawn = (ends <= target.unsqueeze(1)).sum(1).clamp_max_(x.shape[1] - 1)
     return torch.where(inverse == 0, first, drawn), best
+
+
+def deliver(
+    tokens: torch.Tensor,
+    best: torch.Tensor,
+    rows: torch.Tensor,
+    num_tokens: torch.Tensor,
+    token_ids: torch.Tensor,
+    out: torch.Tensor,
+) -> torch.Tensor:
+    """As in the package."""
+    out[0] = tokens.to(torch.int32)
+    out[1] = best.contiguous().view(torch.int32)
+    token_ids[rows, num_tokens] = out[0]
+    return out

@@ -70,10 +70,17 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.adapters import find_module as find_module
     from llmd.model.attention import AttentionBackend as AttentionBackend
     from llmd.model.attention import AttentionExtras as AttentionExtras
+    from llmd.model.attention import AttentionLimits as AttentionLimits
     from llmd.model.attention import EncoderAttentionBackend as EncoderAttentionBackend
     from llmd.model.attention import HeadTurn as HeadTurn
+    from llmd.model.attention import Merit as Merit
+    from llmd.model.attention_library import AttentionLibrary as AttentionLibrary
+    from llmd.model.attention_library import LibraryAttention as LibraryAttention
+    from llmd.model.attention_library import LibraryStep as LibraryStep
+    from llmd.model.attention_library import missing_release as missing_release
     from llmd.model.batch import Batch as Batch
     from llmd.model.config import ArchitectureConfig as ArchitectureConfig
+    from llmd.model.device_stream import TensorPlace as TensorPlace
     from llmd.model.executor import ThreadExecutor as ThreadExecutor
     from llmd.model.head_start import head_start as head_start
     from llmd.model.layers import Embedding as Embedding
@@ -98,6 +105,7 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.sampler import Sampler as Sampler
     from llmd.model.sampler import SamplerContext as SamplerContext
     from llmd.model.sampler import TorchSampler as TorchSampler
+    from llmd.model.staging import to_device as to_device
     from llmd.model.sampler_triton import TritonSampler as TritonSampler
     from llmd.model.states import RowState as RowState
     from llmd.model.weight_memory import MappedFile as MappedFile
@@ -128,6 +136,8 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.plugin.specs import SchedulingPolicySpec as SchedulingPolicySpec
     from llmd.plugin.specs import ServiceSpec as ServiceSpec
     from llmd.plugin.specs import Spec as Spec
+    from llmd.precompile import Precompiled as Precompiled
+    from llmd.precompile import precompile as precompile
     from llmd.replay import Replayed as Replayed
     from llmd.replay import read_flight as read_flight
     from llmd.replay import replay_flight as replay_flight
@@ -358,11 +368,20 @@ _HOMES: dict[str, tuple[str, ...]] = {
     "llmd.model.attention": (
         "AttentionBackend",
         "AttentionExtras",
+        "AttentionLimits",
         "EncoderAttentionBackend",
         "HeadTurn",
+        "Merit",
+    ),
+    "llmd.model.attention_library": (
+        "AttentionLibrary",
+        "LibraryAttention",
+        "LibraryStep",
+        "missing_release",
     ),
     "llmd.model.batch": ("Batch",),
     "llmd.model.config": ("ArchitectureConfig",),
+    "llmd.model.device_stream": ("TensorPlace",),
     "llmd.model.executor": ("ThreadExecutor",),
     "llmd.model.head_start": ("head_start",),
     "llmd.model.weight_memory": ("MappedFile",),
@@ -401,6 +420,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "TorchSampler",
     ),
     "llmd.model.sampler_triton": ("TritonSampler",),
+    "llmd.model.staging": ("to_device",),
     "llmd.model.states": ("RowState",),
     "llmd.model.weight_names": ("TensorInfo",),
     "llmd.model.weights": ("Checkpoint",),
@@ -411,6 +431,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "llmd.folders": ("model_folder",),
     "llmd.offline": ("LLM",),
+    "llmd.precompile": ("Precompiled", "precompile"),
     "llmd.replay": ("Replayed", "read_flight", "replay_flight"),
     "llmd.server.app": ("ServerContext",),
     "llmd.server.auth": (

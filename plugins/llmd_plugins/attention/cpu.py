@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmd.api.v1 import AttentionBackendSpec, AttentionNeeds, hookimpl
+from llmd.api.v1 import AttentionBackendSpec, AttentionLimits, AttentionNeeds, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from llmd.api.v1 import AttentionBackend, AttentionExtras, Batch, HeadTurn
     from llmd_kernels.quantized_kv import LayerKV
 
-_KV_DTYPES = ("auto", "float32", "bfloat16", "int8", "fp8")
+_LIMITS = AttentionLimits(device="cpu", kv_cache_dtypes=("auto", "float32", "bfloat16", "int8", "fp8"))
 
 
 class CpuAttention:
@@ -27,12 +27,7 @@ class CpuAttention:
         self._store, self._turn, self._attend, self._call = store_kv, rotary_store_kv, paged_attention, AttentionCall
 
     def why_not(self, needs: AttentionNeeds) -> list[str]:
-        reasons = []
-        if needs.device != "cpu":
-            reasons.append(f"only for CPUs, not {needs.device}")
-        if needs.kv_cache_dtype not in _KV_DTYPES:
-            reasons.append(f"no kv_cache_dtype {needs.kv_cache_dtype}")
-        return reasons
+        return _LIMITS.why_not(needs)
 
     def kv_shape(self, block_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
         return (2, block_size, num_kv_heads, head_dim)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmd.api.v1 import AttentionBackendSpec, AttentionNeeds, hookimpl
+from llmd.api.v1 import AttentionBackendSpec, AttentionLimits, AttentionNeeds, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from llmd.api.v1 import Batch, EncoderAttentionBackend
+
+_LIMITS = AttentionLimits(kv_cache_dtypes=None, has_soft_cap=False, has_sinks=False, has_alibi=False)
 
 
 class Lengths(NamedTuple):
@@ -28,12 +30,7 @@ class EncoderAttention:
         self._attend = encoder_attention
 
     def why_not(self, needs: AttentionNeeds) -> list[str]:
-        reasons = []
-        if needs.soft_cap is not None:
-            reasons.append("no soft cap")
-        if needs.has_sinks:
-            reasons.append("no attention sinks")
-        return reasons
+        return _LIMITS.of_model(needs)
 
     def prepare(self, batch: Batch) -> Lengths:
         return Lengths(batch.query_start, batch.seq_lens.tolist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmd.api.v1 import AttentionBackendSpec, AttentionNeeds, hookimpl
+from llmd.api.v1 import AttentionBackendSpec, AttentionLimits, AttentionNeeds, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,14 +12,14 @@ if TYPE_CHECKING:
     from llmd.api.v1 import AttentionBackend, AttentionExtras, Batch
     from llmd_kernels.quantized_kv import LayerKV
 
-_KV_DTYPES = ("auto", "float32", "float16", "bfloat16", "int8", "fp8")
+_LIMITS = AttentionLimits(kv_cache_dtypes=("auto", "float32", "float16", "bfloat16", "int8", "fp8"))
 
 
 class ReferenceAttention:
     """Row by row, the whole score matrix; everything that a model may ask for."""
 
     def why_not(self, needs: AttentionNeeds) -> list[str]:
-        return [] if needs.kv_cache_dtype in _KV_DTYPES else [f"no kv_cache_dtype {needs.kv_cache_dtype}"]
+        return _LIMITS.why_not(needs)
 
     def kv_shape(self, block_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
         return (2, block_size, num_kv_heads, head_dim)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
-from llmd.api.v1 import AttentionBackendSpec, AttentionNeeds, hookimpl
+from llmd.api.v1 import AttentionBackendSpec, AttentionLimits, AttentionNeeds, hookimpl
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from llmd_kernels.quantized_kv import LayerKV
 
 _DTYPES = ("float32", "float16", "bfloat16")
-_MAX_HEAD_DIM = 256
+_LIMITS = AttentionLimits(
+    device="cuda", oldest=(8, 0), dtypes=_DTYPES, max_head_dim=256, kv_cache_dtypes=("auto", *_DTYPES, "int8", "fp8")
+)
 
 
 class TritonAttention:
@@ -23,20 +25,9 @@ class TritonAttention:
     turns_heads = True
 
     def why_not(self, needs: AttentionNeeds) -> list[str]:
-        reasons = []
-        if needs.device != "cuda":
-            reasons.append(f"only for GPUs, not {needs.device}")
-        elif find_spec("triton") is None:
-            reasons.append("triton is not installed")
-        elif old := _too_old():
-            reasons.append(f"needs sm_80 or newer, not {old}")
-        if needs.dtype not in _DTYPES:
-            reasons.append(f"no dtype {needs.dtype}")
-        if needs.head_dim > _MAX_HEAD_DIM:
-            reasons.append(f"head_dim {needs.head_dim} is above {_MAX_HEAD_DIM}")
-        if needs.kv_cache_dtype not in ("auto", *_DTYPES, "int8", "fp8"):
-            reasons.append(f"no kv_cache_dtype {needs.kv_cache_dtype}")
-        return reasons
+        if needs.device == "cuda" and find_spec("triton") is None:
+            return ["triton is not installed"]
+        return _LIMITS.why_not(needs)
 
     def kv_shape(self, block_size: int, num_kv_heads: int, head_dim: int) -> tuple[int, ...]:
         return (2, block_size, num_kv_heads, head_dim)
@@ -69,16 +60,6 @@ class TritonAttention:
             *(extras or ()),
         )  # fmt: skip
         return paged_attention(call)
-
-
-def _too_old() -> str | None:
-    """The device's name if its generation lacks what the kernels are compiled to."""
-    import torch
-
-    if torch.version.hip is not None or not torch.cuda.is_available():
-        return None
-    major, minor = torch.cuda.get_device_capability()
-    return f"sm_{major}{minor}" if major < 8 else None
 
 
 def _build() -> AttentionBackend:

@@ -60,9 +60,9 @@ class StepDriver:
         self.runner = runner
         self.block_size = runner.rows.block_size
         self._random = random.Random(seed)
-        self._free_blocks = list(range(runner.kv.num_blocks))
+        self._free_blocks = list(range(runner.num_blocks))
         self._random.shuffle(self._free_blocks)
-        self._free_rows = list(range(runner.rows.token_ids.shape[0]))
+        self._free_rows = list(range(runner.rows.max_num_rows))
         self._random.shuffle(self._free_rows)
         self._released: list[int] = []
         self._adapter_loads: list[AdapterLoad] = []

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from llmd.api.v1 import LogitsContext, RowAdmit, Rows, SamplingParams
+from llmd.api.v1 import LogitsContext, RowAdmit, Rows, SamplingParams, to_device
 
 _ANY = -1  # stands left of words shorter than the longest
 
@@ -68,4 +68,4 @@ class BadWords:
         )
 
     def _tensor(self, values: Sequence[int] | Sequence[list[int]]) -> torch.Tensor:
-        return torch.from_numpy(np.array(values, dtype=np.int64)).to(self._device, non_blocking=True)
+        return to_device(values, np.int64, self._device)
