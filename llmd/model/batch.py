@@ -36,6 +36,7 @@ class Batch:
     num_rows: int  # R
     max_query_len: int
     max_seq_len: int
+    host_lens: np.ndarray | None = None  # [2, R] int64, starts and counts on the host; None in recorded steps
     token_types: Tensor | None = None  # [T] int64, segments of a pair; None where the model has none
     # set by the runner
     kv: tuple[LayerKV, ...] = ()  # for each layer [num_blocks, *kv_shape], in eight bits with scales
@@ -109,9 +110,10 @@ class RowArrays:
         max_seq_len = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
         if max_query_len == 1 and num_tokens == num_rows and self.device.type == "cpu" and self.token_types is None:
             self.decode.write(plan, num_rows)
-            return replace(self.decode.batch(num_rows), max_seq_len=max_seq_len)
+            return replace(self.decode.batch(num_rows), max_seq_len=max_seq_len, host_lens=self.decode.host_lens(num_rows))
         self.update_blocks(plan.block_updates)
-        columns = send(np.asarray((plan.rows, plan.starts, plan.counts), dtype=np.int64), self.device)
+        host = np.asarray((plan.rows, plan.starts, plan.counts), dtype=np.int64)
+        columns = send(host, self.device)
         table = self.block_tables[0] if self.block_tables else None
         inputs = new_inputs(num_tokens, num_rows, self.device, has_blocks=table is not None)
         prepare_batch(inputs, columns, self.token_ids, table, self.block_size)
@@ -128,6 +130,7 @@ class RowArrays:
             num_rows=num_rows,
             max_query_len=max_query_len,
             max_seq_len=max_seq_len,
+            host_lens=host[1:],
             token_types=None if types is None else types[inputs.token_rows, inputs.positions].long(),
         )
 
@@ -164,6 +167,10 @@ class DecodeColumns:
         if known is None:
             known = self._batches[size] = self._batch(size)
         return known
+
+    def host_lens(self, size: int) -> np.ndarray:
+        """As Batch has them, on a CPU."""
+        return np.stack((self._columns[size : 2 * size].numpy(), np.ones(size, np.int64)))
 
     def num_tokens(self, size: int) -> Tensor:
         """[size] int64: what each row has once the step is computed."""

@@ -105,8 +105,8 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.sampler import Sampler as Sampler
     from llmd.model.sampler import SamplerContext as SamplerContext
     from llmd.model.sampler import TorchSampler as TorchSampler
-    from llmd.model.staging import to_device as to_device
     from llmd.model.sampler_triton import TritonSampler as TritonSampler
+    from llmd.model.staging import to_device as to_device
     from llmd.model.states import RowState as RowState
     from llmd.model.weight_memory import MappedFile as MappedFile
     from llmd.model.weight_names import TensorInfo as TensorInfo

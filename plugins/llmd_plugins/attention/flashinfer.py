@@ -5,8 +5,8 @@ blocks (releases before 0.6.0 counted Hopper's places in 32 bits from the begin 
 Windows and soft caps are part of a plan. Sinks reach only kernels for Blackwell, ALiBi has slopes of its own, an eight-bit
 cache one scale for all: none of these is what models here ask.
 
-`plan` needs lengths on the host and cannot be captured, so each step with a prompt waits for the device once, and steps that
-only decode never come here.
+`plan` cannot be captured, so steps that only decode never come here. It writes to pinned memory of the wrapper, which is
+copied when the device comes to it: two wrappers take turns, as two steps are in flight.
 
 Written against flashinfer-ai/flashinfer 0.6.0 to 0.6.18: flashinfer/prefill.py, csrc/batch_prefill.cu and
 csrc/batch_prefill_sm90.cu.
@@ -61,7 +61,7 @@ class FlashInfer:
 
     def __init__(self) -> None:
         self._workspace: Tensor | None = None  # layers run one after another and share it
-        self._wrappers: dict[Plan, Any] = {}
+        self._wrappers: dict[Plan, list[Any]] = {}  # two of each: the next one's turn is at the end
 
     def missing(self) -> list[str]:
         return missing_release("flashinfer-python", "0.6.0") or _no_kernels()
@@ -78,7 +78,8 @@ class FlashInfer:
     def _planned(self, plan: Plan, call: AttentionCall, step: LibraryStep) -> Any:
         """A wrapper that knows this step's rows."""
         places = step.once("places", lambda: _places(call, step))
-        wrapper = self._wrappers.get(plan) or self._wrapper(plan, call)
+        wrappers = self._wrappers.get(plan) or self._two(plan, call)
+        wrappers.append(wrapper := wrappers.pop(0))
         heads, (block_size, kv_heads, head_dim) = call.q.shape[1], call.kv.shape[2:]
         wrapper.plan(
             places.query_start, places.block_start, places.blocks, places.last_block_len,
@@ -88,31 +89,42 @@ class FlashInfer:
         )  # fmt: skip
         return wrapper
 
-    def _wrapper(self, plan: Plan, call: AttentionCall) -> Any:
+    def _two(self, plan: Plan, call: AttentionCall) -> list[Any]:
         import torch
         from flashinfer import BatchPrefillWithPagedKVCacheWrapper
 
         if self._workspace is None:
             self._workspace = torch.empty(_WORKSPACE_BYTES, dtype=torch.uint8, device=call.q.device)
-        self._wrappers[plan] = BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD")
+        self._wrappers[plan] = [BatchPrefillWithPagedKVCacheWrapper(self._workspace, "NHD") for _ in range(2)]
         return self._wrappers[plan]
 
 
 def _places(call: AttentionCall, step: LibraryStep) -> Places:
-    """The one wait of a step: lengths are read from the device, and from them follow all sizes."""
+    """Reckoned on the host, where a step's lengths are known; nothing waits for the device."""
+    import numpy as np
+
+    from llmd.api.v1 import to_device
+
+    assert step.batch.host_lens is not None
+    starts, counts = step.batch.host_lens
+    lengths, block_size = starts + counts, call.kv.shape[2]
+    num_blocks = -(-lengths // block_size)
+    ends = num_blocks.cumsum()
+    row = np.repeat(np.arange(len(ends)), num_blocks)
+    place = np.arange(len(row)) - np.repeat(ends - num_blocks, num_blocks)
+    index = to_device([row, place], np.int64, call.q.device)
+    blocks = step.block_table(call)[index[0], index[1]]
+    columns = ([0, *counts.cumsum()], [0, *ends], (lengths - 1) % block_size + 1)
+    query_start, block_start, last = (_on_host(column, call.q) for column in columns)
+    return Places(query_start, block_start, last, blocks)
+
+
+def _on_host(column: Any, like: Tensor) -> Tensor:
+    """int32, where a copy to the device does not wait."""
     import torch
 
-    block_size = call.kv.shape[2]
-    ends, lengths = torch.stack((call.query_start[1:], call.seq_lens)).cpu()
-    starts = torch.zeros(2, len(ends) + 1, dtype=torch.int32)
-    starts[0, 1:] = ends
-    starts[1, 1:] = ((lengths + block_size - 1) // block_size).cumsum(0)
-    num_blocks = (call.seq_lens + block_size - 1) // block_size
-    total = int(starts[1, -1])
-    row = torch.repeat_interleave(num_blocks, output_size=total)
-    first = num_blocks.cumsum(0) - num_blocks
-    place = torch.arange(total, device=row.device) - first[row]
-    return Places(starts[0], starts[1], (lengths - 1) % block_size + 1, step.block_table(call)[row, place])
+    host = torch.tensor(column, dtype=torch.int32)
+    return host.pin_memory() if like.is_cuda else host
 
 
 def _no_kernels() -> list[str]:

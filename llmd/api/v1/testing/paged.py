@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,4 +56,5 @@ class PagedRows:
             num_rows=len(members),
             max_query_len=int(count.max()),
             max_seq_len=int((first + count).max()),
+            host_lens=np.asarray([[starts[i] for i in members], [counts[i] for i in members]]),
         )
