@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmd.model")
 
 _IDLE_S = 0.5  # without work, before anything is done that can wait
+_AFTER_FAILURE_S = 60.0  # before such work is begun again
 _SMALL_MODEL_BYTES = 32 << 20  # the demo model's steps take 1.4 to 2 times as long on two threads as on one
 
 
@@ -87,6 +88,7 @@ class ThreadExecutor:
         self._moves = Moves(lambda: self._runner.num_layers_done)
         self._idle: deque[Callable[[], bool]] = deque()  # what can wait, a few milliseconds at a time: True once it is done
         self._busy_s = 0.0  # when the last step ended, or loading
+        self._rests_until_s = 0.0  # no idle work before: some has failed
 
     # --- the loop thread's side
 
@@ -249,12 +251,12 @@ class ThreadExecutor:
             if is_device_lost(error):
                 raise
             log.exception("work that was to be done in idle time failed")
-            is_done = True
+            is_done, self._rests_until_s = True, time.monotonic() + _AFTER_FAILURE_S
         if is_done:
             self._idle.popleft()
 
     def _until_idle_s(self) -> float:
-        return max(0.0, self._busy_s + _IDLE_S - time.monotonic())
+        return max(0.0, max(self._busy_s + _IDLE_S, self._rests_until_s) - time.monotonic())
 
     def _call(self, job: _Job) -> None:
         assert job.call is not None
