@@ -150,8 +150,8 @@ class DecodeColumns:
         self._rows = rows
         num, device = rows.max_num_rows, rows.device
         self._table = rows.block_tables[0] if rows.block_tables else None
-        self._columns = torch.zeros(3 * num, dtype=torch.int64, device=device)  # lines, positions, blocks that came
-        self._ring = Ring(3 * num, torch.int64, device) if device.type != "cpu" else None
+        self._columns = torch.zeros(3 * _even(num), dtype=torch.int64, device=device)  # lines, positions, blocks that came
+        self._ring = Ring(3 * _even(num), torch.int64, device) if device.type != "cpu" else None
         self._inputs = DecodeInputs(
             torch.zeros(num, dtype=torch.int64, device=device),
             torch.zeros(num if rows.block_tables else 0, dtype=torch.int64, device=device),
@@ -170,7 +170,7 @@ class DecodeColumns:
 
     def host_lens(self, size: int) -> np.ndarray:
         """As Batch has them, on a CPU."""
-        return np.stack((self._columns[size : 2 * size].numpy(), np.ones(size, np.int64)))
+        return np.stack((self._placed(size)[1].numpy(), np.ones(size, np.int64)))
 
     def num_tokens(self, size: int) -> Tensor:
         """[size] int64: what each row has once the step is computed."""
@@ -179,8 +179,8 @@ class DecodeColumns:
     def write(self, plan: StepPlan, size: int) -> None:
         """A plan's rows in the first places of a step of `size` rows, the spare line in the others; its blocks too."""
         num_rows, rows = len(plan.rows), self._rows
-        columns = (self._columns if self._ring is None else self._ring.next())[: 3 * size]
-        lines, positions, blocks = columns.numpy().reshape(3, size)
+        columns = (self._columns if self._ring is None else self._ring.next())[: 3 * _even(size)]
+        lines, positions, blocks = columns.numpy().reshape(3, -1)[:, :size]
         lines[:num_rows], positions[:num_rows] = plan.rows, plan.starts
         lines[num_rows:], positions[num_rows:] = rows.spare, 0
         if self._ring is None:
@@ -189,17 +189,20 @@ class DecodeColumns:
             return
         blocks[:] = -1
         rows.update_blocks(self._others(plan, blocks))
-        self._columns[: 3 * size].copy_(columns, non_blocking=True)
+        self._columns[: len(columns)].copy_(columns, non_blocking=True)
 
     def prepare(self, size: int) -> None:
         """Make the inputs of a step of `size` rows from its columns, on a GPU."""
         if self._ring is not None:
             inputs = DecodeInputs(*(column[:size] for column in self._inputs))
-            columns = self._columns[: 3 * size].view(3, size)
-            prepare_decode(inputs, columns, self._rows.token_ids, self._table, self._rows.block_size)
+            prepare_decode(inputs, self._placed(size), self._rows.token_ids, self._table, self._rows.block_size)
+
+    def _placed(self, size: int) -> Tensor:
+        """[3, size]: each column begins where kernels may load sixteen bytes at once, as they are compiled for."""
+        return self._columns[: 3 * _even(size)].view(3, -1)[:, :size]
 
     def _batch(self, size: int) -> Batch:
-        columns, inputs = self._columns[: 3 * size].view(3, size), self._inputs
+        columns, inputs = self._placed(size), self._inputs
         return Batch(
             input_ids=inputs.input_ids[:size],
             positions=columns[1],
@@ -239,6 +242,10 @@ class DecodeColumns:
             block_size = self._rows.block_size
             slots = self._table.numpy()[lines, positions // block_size] * np.int64(block_size)
             np.add(slots, positions % block_size, out=inputs.slot_mapping.numpy()[:num])
+
+
+def _even(size: int) -> int:
+    return size + size % 2
 
 
 def zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

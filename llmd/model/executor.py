@@ -248,9 +248,10 @@ class ThreadExecutor:
         try:
             is_done = advance()
         except Exception as error:
-            if is_device_lost(error):
+            lacked_memory = is_out_of_memory(error)
+            if not lacked_memory and is_device_lost(error):
                 raise
-            log.exception("work that was to be done in idle time failed")
+            log.warning("work in idle time failed, it is tried again later", exc_info=None if lacked_memory else error)
             is_done, self._rests_until_s = True, time.monotonic() + _AFTER_FAILURE_S
         if is_done:
             self._idle.popleft()

@@ -27,7 +27,7 @@ log = logging.getLogger("llmd.model")
 MAX_GRAPHS = 256  # those used longest ago make room
 _MOST_PADDING = 2  # a graph of so many times the rows serves until their own is recorded
 _PATIENCE = 64  # steps that do with another size, or none, before recording theirs is worth a pause
-_LATER_S = 60.0
+LATER_S = 60.0  # before what found no memory is tried again
 _ANY = 0  # instead of a size: none of a variant can be recorded
 
 _NOTHING = StepPlan(step_id=-1)
@@ -232,7 +232,7 @@ class DecodeGraphs:
     def _refuse(self, key: Key, why_not: str) -> None:
         """The size alone where others of its variant are there, and for a while where memory lacks."""
         if not why_not:
-            self._later[key] = time.monotonic() + _LATER_S
+            self._later[key] = time.monotonic() + LATER_S
             log.warning("no memory is left for the graph of decode steps of %d rows; it is tried again later", key.size)
             return
         has_others = any(known.variant == key.variant for known in self._graphs)

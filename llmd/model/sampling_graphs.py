@@ -6,6 +6,9 @@ of launches, recorded when it is first wanted, which takes a millisecond or two.
 
 from __future__ import annotations
 
+import logging
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
@@ -14,10 +17,12 @@ import torch
 from torch import Tensor
 
 from llmd.model.batch import RowArrays
-from llmd.model.graphs import Capture, Captured, Key, Recorded
+from llmd.model.graphs import LATER_S, Capture, Captured, Key, Recorded
 from llmd.model.sampler import PendingTokens, SampledTokens, Sampler
 from llmd.model.staging import Outbox, Ring
 from llmd_kernels.sampling import deliver
+
+log = logging.getLogger("llmd.model")
 
 _MAX_GRAPHS = 512  # those used longest ago make room
 
@@ -29,7 +34,7 @@ class SamplingGraphs:
         self._sampler, self._rows, self._capture, self._outbox = sampler, rows, capture, outbox
         self._launches: Callable[[tuple[int, ...]], Hashable | None] | None = getattr(sampler, "launches", None)
         self._graphs: OrderedDict[tuple[Key, Hashable], Captured] = OrderedDict()
-        self._refused: set[Hashable] = set()
+        self._refused: dict[Hashable, float] = {}  # kinds, and until when: what found no memory is tried again
         size = 2 * rows.max_num_rows
         self._out = torch.zeros(size, dtype=torch.int32, device=rows.device)
         self._landings = Ring(size, torch.int32, rows.device)
@@ -38,7 +43,7 @@ class SamplingGraphs:
         """The tokens of a step's rows, on their way; None where the sampler must be called as for any other step."""
         host_rows = tuple(host_rows)
         launches = self._launches(host_rows) if self._launches is not None else None
-        if launches is None or launches in self._refused:
+        if launches is None or (self._refused and self._refused.get(launches, 0.0) > time.monotonic()):
             return None
         size, key = step.key.size, (step.key, launches)
         self._outbox.hold()  # the last step's tokens may still be leaving
@@ -63,9 +68,10 @@ class SamplingGraphs:
         return deliver(sampled.token_ids, sampled.best, rows, step.num_tokens, token_ids, out)
 
     def _record(self, key: tuple[Key, Hashable], work: Callable[[], Tensor]) -> None:
-        _, captured, _ = self._capture.record(work)
+        _, captured, why_not = self._capture.record(work)
         if captured is None:
-            self._refused.add(key[1])
+            log.info("sampling is not recorded: %s", why_not or "no memory is left; it is tried again later")
+            self._refused[key[1]] = math.inf if why_not else time.monotonic() + LATER_S
             return
         self._graphs[key] = captured
         if len(self._graphs) > _MAX_GRAPHS:

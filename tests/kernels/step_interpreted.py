@@ -54,7 +54,8 @@ for num_rows, with_blocks in ((1, True), (131, True), (5, False), (0, True)):
         (torch.randperm(140)[:num_rows], torch.randint(0, 50, (num_rows,)), torch.randint(-40, 40, (num_rows,)))
     )
     tokens, blocks = torch.randint(0, 999, (140, 130)).int(), torch.randint(0, 99, (140, 30)).int()
-    columns, tables, made = columns.contiguous(), [blocks, blocks.clone()], []
+    columns = torch.cat((columns, columns[:, :1]), 1)[:, :num_rows]  # a stride of its own
+    tables, made = [blocks, blocks.clone()], []
     for table, write in zip(
         tables, (prepare_batch_kernels.prepare_decode, prepare_batch.reference.prepare_decode), strict=True
     ):

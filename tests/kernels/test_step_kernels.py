@@ -68,7 +68,7 @@ def test_a_decode_step_and_the_block_that_comes_with_it():
 def test_what_decode_inputs_and_masks_do_not_take():
     tokens, of = torch.zeros(3, 20, dtype=torch.int32), (torch.int64, torch.int64, torch.int32, torch.int64)
     out = DecodeInputs(*(torch.zeros(2, dtype=dtype) for dtype in of))
-    with pytest.raises(ValueError, match=r"int64 columns \[3, R\], got torch.int32"):
+    with pytest.raises(ValueError, match=r"dense int64 columns \[3, R\], got torch.int32"):
         prepare_decode(out, torch.zeros(3, 2, dtype=torch.int32), tokens, tokens)
     with pytest.raises(ValueError, match="3 places in each column and 3 slots"):
         prepare_decode(out, torch.zeros(3, 3, dtype=torch.int64), tokens, tokens)

@@ -60,10 +60,10 @@ async def test_idle_work_that_fails_is_told_and_left(executor, monkeypatch, capl
 
     monkeypatch.setattr(executor._runner, "record_next", fail)
     await executor.start(lambda progress: None)
-    await until(lambda: any("idle time failed" in line.message for line in caplog.records))
+    await until(lambda: any("in idle time failed" in line.message for line in caplog.records))
     assert len((await executor.submit(PLAN)).token_ids) == 1
     await asyncio.sleep(0.1)
-    assert sum("idle time failed" in line.message for line in caplog.records) == 1
+    assert sum("in idle time failed" in line.message for line in caplog.records) == 1
     await executor.stop()
 
 

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from llmd.config import CacheConfig
 from llmd.errors import ModelError
 from llmd.model import kv_tensors
-from llmd.model.kv_tensors import KVTensors, block_bytes, kv_dtype, pool_bytes, promised_bytes, size_pool
+from llmd.model.kv_tensors import KVTensors, NoRoom, block_bytes, host_pool_bytes, kv_dtype, promised_bytes, size_pool
 from llmd_kernels.quantized_kv import dequantize
 
 CPU = torch.device("cpu")
@@ -35,6 +35,30 @@ def test_it_can_be_given_back_and_taken_again():
     assert kv.layers == ()
     kv.refill()
     assert not kv.layers[0].any()
+    kv.layers[0].fill_(1)
+    kv.refill()  # though it was not given back
+    assert not kv.layers[0].any()
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("no"), RuntimeError("[..] DefaultCPUAllocator: can't allocate memory: you tried")]
+)
+def test_a_refill_that_finds_no_memory_can_be_tried_again(monkeypatch, error):
+    kv = KVTensors(5, 3, (2, 4, 2, 6), torch.float32, CPU)
+    kv.release()
+    with monkeypatch.context() as scarce:
+        scarce.setattr(kv_tensors, "zeros", lambda *_: (_ for _ in ()).throw(error))
+        scarce.setattr(kv_tensors, "free_memory", lambda: 3 << 20)
+        with pytest.raises(NoRoom, match=r"cpu has no 5.62 KiB for the KV pool: 3.00 MiB are free") as raised:
+            kv.refill()
+        assert isinstance(raised.value, ModelError)
+        assert kv.pool is None
+        assert promised_bytes() == 0 or kv.layers == ()
+        scarce.setattr(kv_tensors, "zeros", lambda *_: (_ for _ in ()).throw(ValueError("another")))
+        with pytest.raises(ValueError, match="another"):
+            kv.refill()
+    kv.refill()
+    assert len(kv.layers) == 3
 
 
 def test_sizes():
@@ -60,20 +84,20 @@ def test_a_context_that_was_asked_for_must_fit():
 def test_a_cpus_default_is_a_quarter_of_what_is_free(monkeypatch):
     monkeypatch.setattr(kv_tensors, "promised_bytes", lambda: 0)
     monkeypatch.setattr(kv_tensors, "free_memory", lambda: 4 << 30)
-    assert pool_bytes(CacheConfig(), CPU) == 1 << 30
-    assert pool_bytes(CacheConfig(), CPU, 7 << 29) == 1 << 29  # weights and steps leave less
-    assert pool_bytes(CacheConfig(), CPU, 5 << 30) == 0
+    assert host_pool_bytes(CacheConfig()) == 1 << 30
+    assert host_pool_bytes(CacheConfig(), 7 << 29) == 1 << 29  # weights and steps leave less
+    assert host_pool_bytes(CacheConfig(), 5 << 30) == 0
     monkeypatch.setattr(kv_tensors, "free_memory", lambda: 400 << 30)
-    assert pool_bytes(CacheConfig(), CPU) == 4 << 30
-    assert pool_bytes(CacheConfig(kv_cache_bytes=12345), CPU) == 12345
+    assert host_pool_bytes(CacheConfig()) == 4 << 30
+    assert host_pool_bytes(CacheConfig(kv_cache_bytes=12345)) == 12345
 
 
 def test_what_other_pools_were_promised_is_not_free(monkeypatch):
     monkeypatch.setattr(kv_tensors, "free_memory", lambda: 4 << 30)
-    before, room = promised_bytes(), pool_bytes(CacheConfig(), CPU)
+    before, room = promised_bytes(), host_pool_bytes(CacheConfig())
     kv = KVTensors(5, 3, (2, 4, 2, 6), torch.float32, CPU)
     assert promised_bytes() == before + kv.num_bytes
-    assert pool_bytes(CacheConfig(), CPU) == room - kv.num_bytes // 4
+    assert host_pool_bytes(CacheConfig()) == room - kv.num_bytes // 4
     kv.release()
     assert promised_bytes() == before
 

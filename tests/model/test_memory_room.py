@@ -5,12 +5,16 @@ import os
 import sys
 
 import pytest
+import torch
+from model.fake_gpu_memory import fake_gpu_memory
 from model.machines import add_cgroup2, add_memory, write
 from model.step_driver import make_runner
 
-from llmd.config import ModelConfig
+from llmd.api.v1.testing.driver import installed_parts
+from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
 from llmd.errors import ModelError
 from llmd.model import footprint, kv_tensors
+from llmd.model.loader import plan_model
 from llmd.model.memory_room import RESERVE_BYTES, HostMemory, check_room, free_memory, host_memory, show
 
 MIB, GIB = 1 << 20, 1 << 30
@@ -58,7 +62,7 @@ def tiny(tmp_path):
 
 def test_the_machine_or_the_tightest_group(tmp_path):
     add_memory(tmp_path, 4 * GIB, 8 * GIB)
-    assert host_memory(tmp_path) == HostMemory(4 * GIB, "of 8.00 GiB")
+    assert host_memory(tmp_path) == HostMemory(4 * GIB, "of 8.00 GiB", 8 * GIB)
     top = add_cgroup2(tmp_path, "/llmd.service")
     write(top, "llmd.service/memory.max", str(512 * MIB))
     write(top, "llmd.service/memory.current", str(212 * MIB))
@@ -155,3 +159,28 @@ def resident_bytes():
         pytest.skip("no /proc")
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def reserve_on_gpu(path, **model):
+    """What a start does before it reads the weights."""
+    parts, cache, scheduler = installed_parts(), CacheConfig(), SchedulerConfig()
+    config = ModelConfig(model=str(path), **model)
+    planned = plan_model(config, path, parts, block_size=16, kv_cache_dtype="auto", device=torch.device("cuda"))
+    return footprint.reserve_memory(config, cache, scheduler, path, parts, planned)
+
+
+def test_a_gpu_without_room_is_told_before_weights_are_read(half_b):
+    with fake_gpu_memory(8 * GIB, others=7 * GIB):
+        message = r"does not fit into cuda: weights 942.31 MiB .* 1.00 GiB are free \(of 8.00 GiB, others have 7.00 GiB\)"
+        with pytest.raises(ModelError, match=message):
+            reserve_on_gpu(half_b)
+        with fake_gpu_memory(8 * GIB):
+            assert reserve_on_gpu(half_b) > 900 * MIB
+
+
+def test_on_a_gpu_the_files_say_enough_where_they_fit_easily(half_b, monkeypatch):
+    (half_b / "model.safetensors").write_bytes(b"")
+    os.truncate(half_b / "model.safetensors", GIB)
+    monkeypatch.setattr(footprint, "build_empty", None)  # nobody asks for it
+    with fake_gpu_memory(8 * GIB, others=GIB):
+        assert GIB < reserve_on_gpu(half_b) < 2 * GIB

@@ -76,13 +76,13 @@ def prepare_decode(
 ) -> None:
     """Write into `out` the inputs of a step in which every row computes one token.
 
-    columns [3, R] int64: for each row its line in token_ids [L, M] int32 and block_table [L, W] int32, the position of its
-    token, and the block that comes to its table for that position; negative: the one that is there. No two rows have a line
-    in common but such whose columns are equal. Raises ValueError for buffers that do not fit.
+    columns [3, R] int64, each dense: for each row its line in token_ids [L, M] int32 and block_table [L, W] int32, the
+    position of its token, and the block that comes to its table for that position; negative: the one that is there. No two
+    rows have a line in common but such whose columns are equal. Raises ValueError for buffers that do not fit.
     """
     num_rows = columns.shape[1]
-    if columns.shape[0] != 3 or columns.dtype != torch.int64 or not columns.is_contiguous():
-        raise ValueError(f"prepare_decode wants contiguous int64 columns [3, R], got {columns.dtype} {list(columns.shape)}")
+    if columns.shape[0] != 3 or columns.dtype != torch.int64 or columns.stride(1) != 1:
+        raise ValueError(f"prepare_decode wants dense int64 columns [3, R], got {columns.dtype} {list(columns.shape)}")
     slots = 0 if block_table is None else num_rows
     if [len(column) for column in out] != [num_rows, slots, num_rows, num_rows]:
         raise ValueError(f"prepare_decode wants {num_rows} places in each column and {slots} slots")

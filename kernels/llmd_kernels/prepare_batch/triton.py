@@ -66,23 +66,23 @@ def prepare_batch(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=("num_rows",))
+@triton.jit(do_not_specialize=("num_rows", "column_stride"))
 def decode_inputs(
-    input_ids, slots, seq_lens, num_tokens, columns, token_ids, block_table, num_rows, line_stride, table_stride,
-    block_size, HAS_BLOCKS: tl.constexpr, ROWS: tl.constexpr,
+    input_ids, slots, seq_lens, num_tokens, columns, token_ids, block_table, num_rows, column_stride, line_stride,
+    table_stride, block_size, HAS_BLOCKS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """All columns of some rows, a row a thread."""
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     is_row = row < num_rows
     line = tl.load(columns + row, mask=is_row, other=0)
-    position = tl.load(columns + num_rows + row, mask=is_row, other=0)
+    position = tl.load(columns + column_stride + row, mask=is_row, other=0)
     token_id = tl.load(token_ids + line * line_stride + position, mask=is_row, other=0)
     tl.store(input_ids + row, token_id.to(tl.int64), mask=is_row)
     tl.store(num_tokens + row, position + 1, mask=is_row)
     tl.store(seq_lens + row, (position + 1).to(tl.int32), mask=is_row)
     if HAS_BLOCKS:
         place = block_table + line * table_stride + position // block_size
-        came = tl.load(columns + 2 * num_rows + row, mask=is_row, other=-1)
+        came = tl.load(columns + 2 * column_stride + row, mask=is_row, other=-1)
         known = tl.load(place, mask=is_row & (came < 0), other=0).to(tl.int64)
         block = tl.where(came < 0, known, came)
         tl.store(place, block.to(tl.int32), mask=is_row & (came >= 0))
@@ -98,6 +98,6 @@ def prepare_decode(
         return
     table = columns if block_table is None else block_table
     decode_inputs[(triton.cdiv(num_rows, _ROWS),)](
-        *out, columns, token_ids, table, num_rows, token_ids.stride(0), table.stride(0), block_size,
+        *out, columns, token_ids, table, num_rows, columns.stride(0), token_ids.stride(0), table.stride(0), block_size,
         HAS_BLOCKS=block_table is not None, ROWS=_ROWS,
     )  # fmt: skip
