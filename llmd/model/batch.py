@@ -108,7 +108,7 @@ class RowArrays:
         num_rows, num_tokens = len(plan.rows), plan.num_tokens
         max_query_len = max(plan.counts)
         max_seq_len = max(map(sum, zip(plan.starts, plan.counts, strict=True)))
-        if max_query_len == 1 and num_tokens == num_rows and self.device.type == "cpu" and self.token_types is None:
+        if max_query_len == 1 and num_tokens == num_rows and self.decode.is_on_host and self.token_types is None:
             self.decode.write(plan, num_rows)
             return replace(self.decode.batch(num_rows), max_seq_len=max_seq_len, host_lens=self.decode.host_lens(num_rows))
         self.update_blocks(plan.block_updates)
@@ -160,6 +160,11 @@ class DecodeColumns:
         )
         self._query_start = torch.arange(num + 1, dtype=torch.int32, device=device)
         self._batches: dict[int, Batch] = {}
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether `write` makes the inputs."""
+        return self._ring is None
 
     def batch(self, size: int) -> Batch:
         """A step of so many rows, as the layers see it, once it was written; no context is longer than the longest."""
