@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import Awaitable, Callable
 
 from llmd.engine.executor import AdapterFacts, ExecutorInfo, LoadProgress
@@ -121,7 +122,7 @@ class FakeDevice:
         self.info = info
         self.rows: dict[int, _Row] = {}
         self.kv: dict[tuple[int, int, int], bytes] = {}  # (group, block, offset) -> chain
-        self.num_computed = 0
+        self.num_computed = self.num_copies = 0
         self.adapters: dict[int, str] = {}  # in host memory: id -> path
         self.slots: dict[int, str] = {}  # slot -> path
         self.failing_requests: set[str] = set()
@@ -158,9 +159,38 @@ class FakeDevice:
             assert len(token_ids) >= update.first_position
             token_ids[update.first_position :] = update.token_ids
 
+    def copy(self, plan: StepPlan) -> None:
+        """Copy blocks in the worst order; sources belong to somebody, targets to one row alone."""
+        held = self.holders()
+        targets = [target for _, target in plan.block_copies]
+        assert len(set(targets)) == len(targets), "two copies have one target"
+        assert not {source for source, _ in plan.block_copies} & set(targets), "a source is a target"
+        for source, target in reversed(plan.block_copies):
+            assert held[source], "a block is copied that nobody holds"
+            assert held[target] == 1, "a copy overwrites what is not one row's alone"
+            for group, block, offset in [key for key in self.kv if key[1] == source]:
+                self.kv[group, target, offset] = self.kv[group, block, offset]
+        self.num_copies += len(plan.block_copies)
+
+    def holders(self) -> Counter[int]:
+        """How often block tables name a block."""
+        return Counter(block for row in self.rows.values() for table in row.tables for block in table)
+
+    def check_writes(self, plan: StepPlan) -> None:
+        """A step writes into no block that several rows share, but for those that a replay fills beforehand."""
+        held, size = self.holders(), self.info.block_size
+        if plan.step_id < 0:
+            return
+        for row, start, count in zip(plan.rows, plan.starts, plan.counts, strict=True):
+            for table in self.rows[row].tables:
+                written = table[start // size : -(-(start + count) // size)]
+                assert all(held[block] == 1 for block in written), "a shared block is written"
+
     def run(self, plan: StepPlan, bitmask=None) -> StepResult:
         """Compute one plan."""
         self.apply(plan)
+        self.copy(plan)
+        self.check_writes(plan)
         self.masks = {plan.rows[index]: bitmask[nth].view("uint32") for nth, index in enumerate(plan.masked)}
         tokens: list[int] = []
         result = StepResult(step_id=plan.step_id, token_ids=tokens)

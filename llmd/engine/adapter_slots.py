@@ -293,6 +293,15 @@ class AdapterSlots:
         """One of its sequences leaves its row."""
         entry.num_running -= 1
 
+    def undo(self, loads: Iterable[AdapterLoad]) -> None:
+        """These may not have been done: unless a row uses the slot, its adapter must be put into one again."""
+        for load in loads:
+            entry = self._slots[load.slot]
+            if entry is not None and entry.adapter_id == load.adapter_id and not entry.num_running:
+                self._leave_slot(entry)
+                if entry.num_waiting:
+                    self.want(entry)
+
     def _find_slot(self) -> int | None:
         """A free slot, or else the one least recently used that no row pins, of an adapter that nobody waits for if any."""
         best: tuple[bool, int] | None = None

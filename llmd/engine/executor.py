@@ -86,7 +86,8 @@ class Executor(Protocol):
         `masks`, given where plan.masked is not empty, is waited for after the forward and before sampling: one row of
         32-bit words for each index of plan.masked, bit set = token allowed.
         The awaitable raises StepFailed (this step only), StepOutOfMemory (it is computed again, smaller) or EngineFailure
-        (the device is gone). After the first two, what the plan released, admitted and updated is done all the same.
+        (the device is gone). After the first two, what the plan released and admitted is done all the same; what it
+        loaded and updated need not be.
         """
 
     async def load_adapter(self, adapter_id: int, path: str) -> AdapterFacts:

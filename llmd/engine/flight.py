@@ -66,15 +66,15 @@ class FlightStep:
     """One step: written by the engine as it goes."""
 
     __slots__ = (
-        "admitted", "at_s", "block_updates", "commit_s", "counts", "error", "masked", "num_free_blocks", "num_logits",
-        "num_preemptions", "num_running", "num_waiting", "publish_s", "released", "rows", "samples", "schedule_s", "starts",
-        "step_id", "token_ids", "token_updates", "wait_s",
+        "admitted", "at_s", "block_copies", "block_updates", "commit_s", "counts", "error", "masked", "num_free_blocks",
+        "num_logits", "num_preemptions", "num_running", "num_waiting", "publish_s", "released", "rows", "samples",
+        "schedule_s", "starts", "step_id", "token_ids", "token_updates", "wait_s",
     )  # fmt: skip
 
     def __init__(self, plan: StepPlan, schedule_s: float, queue: tuple[int, int, int, int]) -> None:
         self.step_id, self.at_s, self.schedule_s = plan.step_id, time.time(), schedule_s
         self.num_running, self.num_waiting, self.num_free_blocks, self.num_preemptions = queue
-        self.released, self.block_updates = plan.released, plan.block_updates
+        self.released, self.block_updates, self.block_copies = plan.released, plan.block_updates, plan.block_copies
         self.rows, self.starts, self.counts = plan.rows, plan.starts, plan.counts
         self.num_logits, self.samples, self.masked = plan.num_logits, plan.samples, plan.masked
         self.admitted: Seq[_Admitted] = ()
@@ -182,6 +182,7 @@ def _plain_step(step: FlightStep, with_tokens: bool) -> dict[str, Any]:
     plain = {name: getattr(step, name) for name in FlightStep.__slots__ if name != "token_ids"}
     plain["admitted"] = [_plain_admitted(admitted, with_tokens) for admitted in step.admitted]
     plain["block_updates"] = [_plain_blocks(update) for update in step.block_updates]
+    plain["block_copies"] = [list(copy) for copy in step.block_copies]
     return plain | {"token_ids": step.token_ids} if with_tokens else plain
 
 

@@ -8,6 +8,7 @@ from llmd.engine.blocks import BlockPool
 from llmd.engine.executor import KVGroup
 from llmd.engine.prefix_cache import extend_hashes
 from llmd.engine.sequence import Sequence
+from llmd.engine.step import BlockCopy
 from llmd.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -82,6 +83,20 @@ class KVCacheManager:
                 assert block_id is not None
                 table.append(block_id)
         return tables
+
+    def copy_tail(self, sequence: Sequence, sibling: Sequence) -> list[BlockCopy]:
+        """Let a sequence that was just admitted begin with its prompt's last block as a sibling of the same prompt has it.
+
+        All but the last token then count as computed. No copies, and nothing changed, where that block holds no more than
+        this token, blocks before it were not found, or a state would be needed as well.
+        """
+        last = sequence.num_prompt_tokens - 1
+        index = last // self.block_size
+        if self.has_state or not self.num_groups or not index * self.block_size == sequence.num_computed_tokens < last:
+            return []
+        sequence.num_computed_tokens = last
+        tables = zip(sibling.block_ids, sequence.block_ids, strict=True)
+        return [BlockCopy(theirs[index], own[index]) for theirs, own in tables]
 
     def grow(self, sequence: Sequence) -> list[int] | None:
         """One more block for each group, in group order; None when the pool cannot give them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from llmd.engine.params import SamplingParams
 from llmd.engine.sequence import Sequence
-from llmd.engine.step import AdapterLoad, BlockUpdate, RowAdmit, StepPlan, TokenUpdate
+from llmd.engine.step import AdapterLoad, BlockCopy, BlockUpdate, RowAdmit, StepPlan, TokenUpdate
 
 
 class PlanDraft:
@@ -23,6 +23,7 @@ class PlanDraft:
         self.adapter_loads: list[AdapterLoad] = []
         self.admitted: list[RowAdmit] = []
         self.block_updates: list[BlockUpdate] = []
+        self.block_copies: list[BlockCopy] = []
 
     def compute(self, sequence: Sequence, count: int) -> None:
         """Let `count` tokens of a sequence be computed; it samples if that reaches the last one it knows."""
@@ -57,6 +58,7 @@ class PlanDraft:
             adapter_loads=self.adapter_loads,
             admitted=self.admitted,
             block_updates=self.block_updates,
+            block_copies=self.block_copies,
             token_updates=token_updates,
             rows=self.rows,
             starts=self.starts,

@@ -134,11 +134,18 @@ class Results(Ledger):
             if not sequence.is_finished:
                 self.end(sequence, FinishReason.ERROR, error)
                 deltas.append(last_delta(sequence))
+        self.adapters.undo(step.plan.adapter_loads)
         return deltas
 
     def roll_back(self, steps: list[Step]) -> None:
-        """None of these steps, all that are in flight, counts: preempt their sequences, to be computed again."""
+        """None of these steps, all that are in flight, counts: preempt their sequences, to be computed again.
+
+        Where in a step memory was lacking nobody knows, so nothing that it was to write is believed: slots of adapters are
+        filled again, and rows that only got tokens begin again.
+        """
         again: dict[int, Sequence] = {}
+        updated = {update.row for step in steps for update in step.plan.token_updates}
+        again.update((sequence.seq_id, sequence) for sequence in self.running if sequence.row in updated)
         for step in reversed(steps):
             plan = step.plan
             self._num_committed = max(self._num_committed, plan.step_id + 1)
@@ -152,6 +159,8 @@ class Results(Ledger):
                     again[sequence.seq_id] = sequence
         for sequence in sorted(again.values(), key=by_order, reverse=True):
             self._preempt(sequence)
+        for step in steps:
+            self.adapters.undo(step.plan.adapter_loads)
 
 
 def _queue_s(sequence: Sequence) -> float:

@@ -202,8 +202,22 @@ class Scheduler(Results):
             if not self.kv_cache.admit(sequence, num_spare, use_cache=_may_use_cache(sequence)):
                 return
             self._enter_row(sequence, self._free_rows.pop(), draft, now_s)
+            self._copy_tail(sequence, draft)
             lacking = sequence.num_tokens - sequence.num_computed_tokens
             draft.compute(sequence, lacking if self.info.needs_whole_prompts else min(lacking, draft.budget))
+
+    def _copy_tail(self, sequence: Sequence, draft: PlanDraft) -> None:
+        """Spare a new sequence the end of a prompt that a sibling has computed, where its beginning was found.
+
+        Copies come before all that the step computes, and behind what was planned before: whoever is admitted frees
+        nothing any more, so the source is the sibling's until this plan is made, and a later plan may give it to anybody.
+        """
+        siblings = self.requests[sequence.request.request_id]
+        if len(siblings) == 1 or sequence.num_output_tokens or not _may_use_cache(sequence):
+            return
+        source = next((sibling for sibling in siblings if sibling.has_prompt_kv), None)
+        if source is not None and source.adapter is sequence.adapter:
+            draft.block_copies += self.kv_cache.copy_tail(sequence, source)
 
     def _enter_row(self, sequence: Sequence, row: int, draft: PlanDraft, now_s: float) -> None:
         self._leave_queue(sequence)

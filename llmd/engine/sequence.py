@@ -129,6 +129,11 @@ class Sequence:
         leader = self.leader
         return leader is None or leader.is_finished or leader.num_output_tokens > 0
 
+    @property
+    def has_prompt_kv(self) -> bool:
+        """Whether its blocks hold the whole prompt for certain: a token that followed it was committed, in its first row."""
+        return self.row is not None and self.num_output_tokens > 0 and not self.num_preemptions
+
     def __repr__(self) -> str:
         progress = f"{self.num_computed_tokens}/{self.num_tokens}"
         return f"Sequence({self.request.request_id!r}, {self.index}, {self.state.value}, {progress})"

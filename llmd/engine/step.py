@@ -59,6 +59,16 @@ class BlockUpdate(NamedTuple):
     block_ids: Seq[int]
 
 
+class BlockCopy(NamedTuple):
+    """Block `target` becomes what block `source` is before the step computes anything: all layers, all tokens.
+
+    Of a plan's copies no two have one target, and no target is a source: they may be done in any order.
+    """
+
+    source: int
+    target: int
+
+
 class TokenUpdate(NamedTuple):
     """Tokens of `row` from `first_position` on that are known without having been sampled (a grammar forces them)."""
 
@@ -76,7 +86,8 @@ class AdapterLoad(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StepPlan:
-    """One step: in this order rows are released, adapters put into slots, rows admitted, given blocks and tokens, computed.
+    """One step: rows are released, adapters put into slots, rows admitted, given blocks and tokens, blocks copied, then rows
+    computed, in this order.
 
     A scheduled row computes `counts[i]` tokens of row `rows[i]` at positions from `starts[i]` on. The token at a position
     that no one has told yet is the one the executor itself sampled last for that row. `num_logits[i]` of the last
@@ -88,6 +99,7 @@ class StepPlan:
     adapter_loads: Seq[AdapterLoad] = ()
     admitted: Seq[RowAdmit] = ()
     block_updates: Seq[BlockUpdate] = ()
+    block_copies: Seq[BlockCopy] = ()
     token_updates: Seq[TokenUpdate] = ()
     rows: Seq[int] = ()
     starts: Seq[int] = ()

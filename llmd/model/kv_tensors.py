@@ -9,18 +9,23 @@ from __future__ import annotations
 import logging
 import math
 import weakref
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from llmd.config import CacheConfig
+from llmd.engine.step import BlockCopy
 from llmd.errors import ModelError
 from llmd.model.batch import zeros
 from llmd.model.device_memory import device_memory, give_back
 from llmd.model.memory_room import free_memory
 from llmd.model.memory_room import show as show
 from llmd.model.out_of_memory import is_out_of_memory
+from llmd.model.staging import send
+from llmd_kernels.copy_blocks import copy_blocks
 from llmd_kernels.quantized_kv import LIMITS, LayerKV, half_bytes, view_quantized
 
 log = logging.getLogger("llmd.model")
@@ -63,6 +68,12 @@ class KVTensors:
     def num_bytes(self) -> int:
         """Size of the whole pool."""
         return math.prod(self._shape) * self.dtype.itemsize
+
+    def copy(self, copies: Sequence[BlockCopy]) -> None:
+        """Copy whole blocks, behind what is queued and before what comes; waits for nothing."""
+        if copies and self.pool is not None:
+            sources, targets = send(np.asarray(copies, dtype=np.int64).T, self.device)
+            copy_blocks(self.pool, sources, targets)
 
     def release(self) -> None:
         """Give the memory back, to neighbours on the device too; what was cached is lost."""

@@ -357,7 +357,7 @@ class Runner:
         return self._model.module.logits(hidden)  # type: ignore[operator]
 
     def _apply(self, plan: StepPlan) -> None:
-        """Rows go, adapters take slots, rows come and get tokens; blocks come with the batch."""
+        """Rows go, adapters take slots, rows come and get tokens, blocks are copied; blocks come with the batch."""
         for row in plan.released:
             self._release(row)
         for load in plan.adapter_loads:
@@ -366,6 +366,8 @@ class Runner:
             self._admit(admit)
         if plan.token_updates:
             self.rows.update_tokens(plan.token_updates)
+        if plan.block_copies:
+            self.kv.copy(plan.block_copies)
 
     def _release(self, row: int) -> None:
         try:

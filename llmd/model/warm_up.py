@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llmd.engine.params import PoolingParams, SamplingParams
-from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan
+from llmd.engine.step import BlockCopy, BlockUpdate, RowAdmit, StepPlan
 
 if TYPE_CHECKING:
     from llmd.model.runner import Runner
@@ -43,13 +43,14 @@ def _run(runner: Runner, count: int, params: SamplingParams | PoolingParams) -> 
     """A prompt of `count` tokens in row 0, and a token after it."""
     generates = isinstance(params, SamplingParams)
     blocks = range(-(-(count + 1) // runner.rows.block_size))
+    copies = [BlockCopy(0, 1)] if runner.num_blocks > 1 else []
     admit = RowAdmit(
         row=0, seq_id=0, request_id="warm-up", token_ids=(0,) * count, num_prompt_tokens=count, params=params, seed=0
     )
     runner.run(
         StepPlan(
-            step_id=-2, admitted=[admit], block_updates=[BlockUpdate(0, 0, 0, blocks)], rows=[0], starts=[0],
-            counts=[count], num_logits=[int(generates)], samples=[generates],
+            step_id=-2, admitted=[admit], block_updates=[BlockUpdate(0, 0, 0, blocks)], block_copies=copies, rows=[0],
+            starts=[0], counts=[count], num_logits=[int(generates)], samples=[generates],
         )
     )  # fmt: skip
     if generates:

@@ -44,6 +44,7 @@ class PlanChecker:
         for update in step["block_updates"]:
             self._blocks(step, *update)
         admitted = {entry["row"] for entry in step["admitted"]}
+        self._copies(step, step.get("block_copies", ()), admitted)
         for row, start, count in zip(step["rows"], step["starts"], step["counts"], strict=True):
             self._chunk(step, row, start, count, row in admitted)
         self._writes(step)
@@ -72,6 +73,19 @@ class PlanChecker:
             if start + count > len(table) * self._block_size:
                 self._say(step, f"row {row}, group {group}: {len(table)} blocks do not hold {start + count} tokens")
         known.num_computed = start + count
+
+    def _copies(self, step: Mapping[str, Any], copies: Sequence[Sequence[int]], admitted: set[int]) -> None:
+        """What somebody holds goes where only a new row looks, and nothing is read that a copy writes."""
+        if not copies:
+            return
+        holders = Counter(block_id for tables in self._tables.values() for table in tables for block_id in table)
+        new = {block_id for row in admitted for table in self._tables[row] for block_id in table}
+        targets = Counter(target for _, target in copies)
+        for source, target in copies:
+            if not holders[source] or source in targets:
+                self._say(step, f"block {source} is copied and {'is written by a copy' if holders[source] else 'free'}")
+            if target not in new or holders[target] > 1 or targets[target] > 1:
+                self._say(step, f"a copy goes into block {target}, which is not one new row's alone")
 
     def _writes(self, step: Mapping[str, Any]) -> None:
         """No two rows write into one block."""

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from llmd.engine.flight import FORMAT
 from llmd.engine.params import PoolingParams, SamplingParams
-from llmd.engine.step import BlockUpdate, RowAdmit, StepPlan, TokenUpdate
+from llmd.engine.step import BlockCopy, BlockUpdate, RowAdmit, StepPlan, TokenUpdate
 from llmd.errors import LlmdError
 
 # not those that name tokens or texts: the vocabulary may be another one
@@ -113,6 +113,7 @@ class Plans:
             released=released,
             admitted=[self._admit(entry, entry["num_tokens"]) for entry in step["admitted"] if entry["row"] not in cached],
             block_updates=[update for update in updates if update.row not in cached],
+            block_copies=self._copies(step.get("block_copies", ())),
             token_updates=[self._token_update(*update) for update in step["token_updates"]],
             rows=step["rows"],
             starts=step["starts"],
@@ -131,6 +132,12 @@ class Plans:
             row=entry["row"], seq_id=entry["seq_id"], request_id=entry["request_id"], token_ids=token_ids,
             num_prompt_tokens=entry["num_prompt_tokens"], params=self._params(entry["params"]), seed=entry["seed"],
         )  # fmt: skip
+
+    def _copies(self, copies: Sequence[Sequence[int]]) -> list[BlockCopy]:
+        """Those whose source is here: a row that no recorded step computes was given no blocks, and what the target is to
+        hold was computed for it like everything before a row's first token."""
+        known = self._blocks
+        return [BlockCopy(known[source], known[target]) for source, target in copies if source in known]
 
     def _params(self, given: Mapping[str, Any]) -> SamplingParams | PoolingParams:
         if "pooling" in given:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import defaultdict
+from dataclasses import replace
+
 import pytest
 from engine.driving import request, running
 from fakes import FakeExecutor, FakeGrammar, expected_tokens, fake_info, greedy
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from llmd.engine.executor import KVGroup
 from llmd.engine.memory import TokenBudget
@@ -134,3 +140,83 @@ def test_the_budget_comes_back():
     assert grown == [32, 64, 100]
     assert budget.is_full
     assert TokenBudget(8).failed() is False
+
+
+class Lossy(Tight):
+    """What a failed step was to put into slots and to write of tokens is lost with it."""
+
+    def __init__(self, is_tight, groups=PAGED, **facts) -> None:
+        super().__init__(is_tight, groups)
+        self.device.info = fake_info(max_model_len=256, kv_groups=groups, max_loras=2, max_cpu_loras=2, **facts)
+        self.device.slots = defaultdict(lambda: "nothing")
+        inner = self.device.fail
+        self.device.fail = lambda plan: inner(replace(plan, adapter_loads=(), token_updates=()))
+
+
+def adapted(index, adapter, length, **changes):
+    return Request(
+        request_id=f"r{index}", prompt=Prompt(tuple(range(1, length + 1))), params=greedy(max_tokens=5),
+        adapter=adapter, **changes,
+    )  # fmt: skip
+
+
+async def test_a_slot_that_was_not_filled_is_filled_again():
+    async with running(Lossy(lambda nth, plan: nth == 0)) as (engine, sink, executor):
+        await engine.adapter_store.load("sql", "/sql")
+        engine.add(adapted(0, "sql", 6))
+        assert await sink.end("r0") == [FinishReason.LENGTH]
+        assert sink.tokens("r0") == expected_tokens(list(range(1, 7)), 5, 1000, adapter="/sql")
+        assert executor.device.slots[0] == "/sql"
+        (info,) = engine.adapter_store.list()
+        assert info.num_slot_loads == 2
+
+
+async def test_forced_tokens_that_were_not_written_are_computed():
+    """Of a grammar that leaves no choice: they ride in a step as an update of its row."""
+    seen = []
+
+    def is_tight(nth, plan):
+        seen.append(bool(plan.token_updates))
+        return seen.count(True) in (1, 3) and seen[-1]
+
+    grammar = FakeGrammar(1000)
+    async with running(Lossy(is_tight)) as (engine, sink, _):
+        engine.add(Request(request_id="g", prompt=Prompt((5, 6)), params=greedy(max_tokens=60), grammar=grammar))
+        assert await sink.end("g")
+        assert any(seen)
+        assert sink.tokens("g") == expected_tokens([5, 6], 60, 1000, matcher=grammar.matcher())
+        assert engine.stats().num_out_of_memory >= 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    failing=st.sets(st.integers(0, 40), max_size=14),
+    asked=st.lists(st.tuples(st.integers(1, 90), st.sampled_from([None, "sql", "law", "med"])), min_size=1, max_size=7),
+    groups=st.sampled_from([PAGED, HYBRID]),
+)
+def test_wherever_memory_lacks_every_request_ends_as_it_should(failing, asked, groups):
+    """With its own tokens, or for want of memory; and nothing is left behind."""
+
+    async def run():
+        async with running(Lossy(lambda nth, plan: nth in failing, groups)) as (engine, sink, _):
+            for name in ("sql", "law", "med"):
+                await engine.adapter_store.load(name, f"/{name}")
+            for index, (length, adapter) in enumerate(asked):
+                engine.add(adapted(index, adapter, length))
+            for index, (length, adapter) in enumerate(asked):
+                (reason,) = await sink.end(f"r{index}")
+                path = f"/{adapter}" if adapter else None
+                expected = expected_tokens(list(range(1, length + 1)), 5, 1000, adapter=path)
+                found = sink.tokens(f"r{index}")
+                if reason is FinishReason.ERROR:
+                    assert "no memory" in sink.deltas[f"r{index}"][-1].error
+                    assert len(failing) >= 4
+                    assert found == expected[: len(found)]
+                else:
+                    assert found == expected
+            engine._scheduler.check()
+            assert engine.is_idle
+            assert engine.failure is None
+            assert engine.stats().num_out_of_memory <= len(failing)
+
+    asyncio.run(run())

@@ -74,6 +74,7 @@ class Drive:
         if step is not None:
             assert step.plan.num_tokens <= self.scheduler.config.max_num_batched_tokens
             assert len(set(step.plan.rows)) == len(step.plan.rows)
+            self.check_copies(step)
             self.in_flight.append([step, None])
         self.run_first()  # a step runs when the one before it is committed: its masks need all tokens before it
         if len(self.in_flight) >= self.depth or (self.in_flight and step is None):
@@ -83,6 +84,19 @@ class Drive:
             return False
         self.scheduler.check()
         return True
+
+    def check_copies(self, step) -> None:
+        """Each is from a sibling that runs into a block of a new row alone, whose first step is one token that samples."""
+        running = self.scheduler.running
+        holders = [(block_id, entry) for entry in running for table in entry.block_ids for block_id in table]
+        for source, target in step.plan.block_copies:
+            [new] = [entry for block_id, entry in holders if block_id == target]
+            siblings = [entry for block_id, entry in holders if block_id == source and entry.request is new.request]
+            assert any(entry is not new and entry.num_output_tokens > 0 for entry in siblings)
+            place = step.plan.rows.index(new.row)
+            assert new.row in {admit.row for admit in step.plan.admitted}
+            assert (step.plan.counts[place], step.plan.samples[place]) == (1, True)
+            assert step.plan.starts[place] == new.num_prompt_tokens - 1
 
     def read_adapters(self) -> None:
         """The executor's part: files take two turns to read; what is dropped stays until the steps in flight have run."""

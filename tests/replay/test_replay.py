@@ -117,6 +117,34 @@ def test_plans_that_cannot_be_are_found(tmp_path, change, problem):
     assert any(problem in line for line in check_plans(content)), check_plans(content)
 
 
+@pytest.mark.parametrize(
+    ("copies", "problem"),
+    [
+        ([[39, 0]], "block 39 is copied and free"),
+        ([["source", "source"]], "is copied and is written by a copy"),
+        ([["source", "source"]], "which is not one new row's alone"),
+        ([["source", "target"], ["source", "target"]], "which is not one new row's alone"),
+    ],
+)
+def test_copies_that_cannot_be_are_found(tmp_path, copies, problem):
+    content = asyncio.run(recorded(tmp_path))
+    step = next(step for step in content["steps"] if step["block_copies"])
+    assert all(len(copy) == 2 for copy in step["block_copies"])
+    names = dict(zip(("source", "target"), step["block_copies"][0], strict=True))
+    step["block_copies"] = [[names.get(block, block) for block in copy] for copy in copies]
+    assert any(problem in line for line in check_plans(content)), check_plans(content)
+
+
+def test_copies_run_again_and_a_record_from_before_them_too(tmp_path):
+    content = asyncio.run(recorded(tmp_path))
+    executor = FakeExecutor(fake_info())
+    assert again(content, executor).is_same
+    assert executor.device.num_copies == sum(len(step["block_copies"]) for step in content["steps"]) > 0
+    for step in content["steps"]:
+        del step["block_copies"]
+    assert again(content).is_same
+
+
 def test_what_is_too_small_is_told(tmp_path):
     content = asyncio.run(recorded(tmp_path))
     with pytest.raises(BadRecord, match="the model's context is 16"):
