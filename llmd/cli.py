@@ -162,30 +162,38 @@ def check_command(ctx: click.Context, config_file: str | None, device: bool) -> 
 @main_command.command("plan", short_help="Reckon what the models will take and reach; load nothing.")
 @_config_option
 @click.option("--device-memory", metavar="SIZE", help="Plan for a GPU with so much memory (141GB, 80GiB), here or not.")
+@click.option("--device-bandwidth", metavar="RATE", help="The GPU's memory bandwidth (4.3TB/s), for the roofline.")
 @click.option(
     "--measure/--no-measure", default=None, help="Measure the memory bandwidth, for the roofline; default: on a CPU."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @click.pass_context
 def plan_command(
-    ctx: click.Context, config_file: str | None, device_memory: str | None, measure: bool | None, as_json: bool
+    ctx: click.Context,
+    config_file: str | None,
+    device_memory: str | None,
+    device_bandwidth: str | None,
+    measure: bool | None,
+    as_json: bool,
 ) -> None:
-    """Weights, KV bytes a token, tokens and sequences that fit, for each model. Exit 78 if one does not."""
+    """Weights, KV bytes a token, tokens and sequences that fit, for each model. Exit 78 if one does not, with what would."""
     import json
 
     from llmd.config_load import load_config
     from llmd.daemon import load_catalog
-    from llmd.plan import check_fits, describe, parse_size, plain, reckon_models
+    from llmd.plan import check_fits, describe, parse_rate, parse_size, plain, reckon_models
 
     size = parse_size(device_memory) if device_memory else None
+    rate = parse_rate(device_bandwidth) if device_bandwidth else None
     config = load_config(config_file or (ctx.parent.params.get("config_file") if ctx.parent else None))
-    footprints = list(reckon_models(config, load_catalog(config), device_bytes=size, measure=measure))
+    reckoned = reckon_models(config, load_catalog(config), device_bytes=size, bandwidth=rate, measure=measure)
+    footprints = list(reckoned)
     if as_json:
         click.echo(json.dumps([plain(footprint) for footprint in footprints], indent=2))
+    else:
+        click.echo("\n".join(line for footprint in footprints for line in describe(footprint)))
     for footprint, model in zip(footprints, config.models, strict=True):
-        if not as_json:
-            click.echo("\n".join(describe(footprint, config.scheduler.max_num_seqs)))
-        check_fits(footprint, model.max_model_len)
+        check_fits(footprint, model)
 
 
 @main_command.command("plugins", short_help="List the plugins: what was loaded, and what was not and why.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
@@ -19,34 +20,57 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 1 <
 _SIZE = re.compile(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*")
 
 
-def parse_size(text: str) -> int:
+def parse_size(text: str, option: str = "--device-memory", like: str = "141GB, 80GiB or bytes") -> int:
     """Bytes of "141GB", "80 GiB" or "16000000000". Raises ConfigError for anything else."""
     match = _SIZE.fullmatch(text)
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None or not (size := int(float(match[1]) * unit)):
-        raise ConfigError(f"--device-memory: {text!r} is no size; write 141GB, 80GiB or bytes")
+        raise ConfigError(f"{option}: {text!r} is no size; write {like}")
     return size
 
 
-def reckon_models(
-    config: Config, catalog: Catalog, *, device_bytes: int | None = None, measure: bool | None = None
-) -> Iterator[Footprint]:
-    """Each model's footprint; imports torch, loads no weights. Raises ModelError for a model that does not fit.
+def parse_rate(text: str) -> int:
+    """Bytes a second of "4.3TB/s" or "900 GB". Raises ConfigError for anything else."""
+    return parse_size(text.removesuffix("/s"), "--device-bandwidth", "4.3TB/s or 900GB/s")
 
-    `measure` the memory bandwidth of a device that is here: None does on a CPU, in 0.2 s.
+
+def reckon_models(
+    config: Config,
+    catalog: Catalog,
+    *,
+    device_bytes: int | None = None,
+    bandwidth: float | None = None,
+    measure: bool | None = None,
+) -> Iterator[Footprint]:
+    """Each model's footprint; imports torch, loads no weights. Models on one GPU are neighbours, in the order they load.
+
+    A GPU's footprint that does not `fit` brings suggestions; this machine raises ModelError. `bandwidth`: bytes a second of
+    the GPU. `measure` that of a device that is here: None does on a CPU, in 0.2 s.
     """
     from llmd.daemon import model_parts
     from llmd.model.footprint import reckon
+    from llmd.plan_advice import suggestions
 
-    parts = model_parts(catalog, config.adapters)
-    for model in config.models:
+    taken: Counter[str] = Counter()  # bytes by GPU
+    for index, model in enumerate(config.models):
         source = find_source(catalog, model)
         if source is None:
             raise ConfigError(f"models.model: {model.model!r} is claimed by no model source")
         path = source.resolve(_without_weights(model), lambda progress: None)
-        footprint = reckon(config, model, path, parts, device_bytes=device_bytes)
-        wants = footprint.device == "cpu" if measure is None else measure
-        yield replace(footprint, bandwidth=_bandwidth(footprint, model)) if wants and device_bytes is None else footprint
+        parts = model_parts(catalog, None if index else config.adapters)  # they change the default model
+        size = device_bytes if model.gpu else None
+        device, here = model.gpu, config.model_copy(update={"cache": config.cache_of(model)})
+        footprint = reckon(here, model, path, parts, device_bytes=size, others_bytes=taken[device])
+        if footprint.device != "cpu":
+            if why_not(footprint, model):
+                found = suggestions(here, model, path, parts, footprint, others_bytes=taken[device])
+                footprint = replace(footprint, suggestions=tuple(found))
+            taken[device] += footprint.taken_bytes
+        is_cpu = footprint.device == "cpu"
+        rate = None if is_cpu else bandwidth
+        if rate is None and size is None and (is_cpu if measure is None else measure):
+            rate = _bandwidth(footprint, model)
+        yield replace(footprint, bandwidth=rate)
 
 
 def _without_weights(model: ModelConfig) -> ModelConfig:
@@ -65,35 +89,23 @@ def _bandwidth(footprint: Footprint, model: ModelConfig) -> float | None:
     return memory_bandwidth(torch.device(footprint.device))
 
 
-_RATES = ("max_decode_rate", "decode_limit", "likely_decode_rate")
+_DERIVED = (
+    "pool_bytes", "kv_bytes_per_token", "num_tokens", "num_sequences", "taken_bytes", "missing_bytes", "max_decode_rate",
+    "decode_limit", "batch_decode_limit", "num_batch_rows", "likely_decode_rate",
+)  # fmt: skip
 
 
 def plain(footprint: Footprint) -> dict[str, Any]:
     """Everything, for programs."""
-    return {**asdict(footprint), **{name: getattr(footprint, name) for name in _RATES}}
+    return {**asdict(footprint), **{name: getattr(footprint, name) for name in _DERIVED}}
 
 
-def describe(footprint: Footprint, max_num_seqs: int) -> Iterator[str]:
+def describe(footprint: Footprint) -> Iterator[str]:
     """One model's table, the arithmetic from top to bottom."""
-    from llmd.model.kv_tensors import show
-
     quantization = f", {footprint.quantization}" if footprint.quantization else ""
     yield f"{footprint.model}: {footprint.architecture}, {footprint.dtype}{quantization}, on {footprint.device}"
-    rows = [("weights", show(footprint.weights_bytes), "")]
-    if footprint.adapter_bytes:
-        rows.append(("adapter slots", show(footprint.adapter_bytes), ""))
-    rows.append(("activations", show(footprint.activation_bytes), "of the largest step, estimated"))
-    if footprint.device_bytes is not None:
-        rows.insert(0, ("device", show(footprint.device_bytes), "of which cache.gpu_memory_utilization is used"))
-    if footprint.state_bytes:
-        rows.append(("states", show(footprint.state_bytes), f"{show(footprint.state_bytes // max_num_seqs)} for each row"))
-    if footprint.kv_bytes_per_token:
-        per_token = f"{footprint.num_blocks} blocks; {show(footprint.kv_bytes_per_token)} a token"
-        rows.append(("KV pool", show(footprint.pool_bytes), per_token))
-        rows.append(("tokens", f"{footprint.num_tokens:,}", f"context of {footprint.max_model_len:,}"))
-        rows.append(("sequences", f"{footprint.num_sequences:,}", f"of full length; at most {max_num_seqs} run at once"))
-    rows += _bandwidth_rows(footprint)
-    for name, value, note in rows:
+    yield from map(str, footprint.rows())
+    for name, value, note in _bandwidth_rows(footprint):
         yield f"  {name:<14}{value:>14}  {note}".rstrip()
     yield f"  attention by {footprint.attention_backend}"
 
@@ -105,20 +117,34 @@ def _bandwidth_rows(footprint: Footprint) -> Iterator[tuple[str, str, str]]:
 
     if not footprint.bandwidth or not footprint.max_decode_rate:
         return
-    ceiling = f"{footprint.max_decode_rate:,.1f} tok/s for one sequence at most: {show(footprint.step_bytes)} a token"
-    yield "bandwidth", f"{footprint.bandwidth / 1e9:.1f} GB/s", ceiling
+    ceiling = f"{footprint.max_decode_rate:,.1f} tok/s for one sequence at most: {show(footprint.token_bytes)} a token"
+    yield "bandwidth", f"{footprint.bandwidth / 1e9:,.1f} GB/s", ceiling
     if footprint.decode_limit:
         kv = show(CONTEXT * footprint.kv_bytes_per_token)
         yield "at a context", f"{CONTEXT:,}", f"{footprint.decode_limit:,.1f} tok/s at most: {kv} of KV on top"
+    if footprint.device != "cpu" and footprint.batch_decode_limit:
+        note = f"{footprint.batch_decode_limit:,.0f} tok/s of all together at most, by memory; arithmetic may allow less"
+        yield "such at once", f"{footprint.num_batch_rows:,}", note
     if footprint.likely_decode_rate and footprint.decode_limit:
         share = 100 * footprint.likely_decode_rate / footprint.decode_limit
         note = f"estimated: {share:.0f} % of that, as was seen with weights of {footprint.weight_bits:.0f} bits"
         yield "likely", f"{footprint.likely_decode_rate:,.1f} tok/s", note
 
 
-def check_fits(footprint: Footprint, wanted: int | None) -> None:
-    """Raise ModelError where the context that the configuration asks for does not fit the pool."""
-    if footprint.kv_bytes_per_token and footprint.num_tokens < (wanted or 1):
-        raise ModelError(
-            f"{footprint.model}: max_model_len {wanted or 1} does not fit: the KV pool holds {footprint.num_tokens} tokens"
-        )
+def why_not(footprint: Footprint, model: ModelConfig) -> str:
+    """What a footprint lacks: memory, or room for the context that the configuration asks for; empty where it fits."""
+    from llmd.model.kv_tensors import show
+
+    if footprint.missing_bytes:
+        return f"{footprint.arithmetic()} do not fit: {show(footprint.missing_bytes)} are missing"
+    wanted = model.max_model_len or 1
+    if footprint.kv_bytes_per_token and footprint.num_tokens < wanted:
+        return f"max_model_len {wanted} does not fit: the KV pool holds {footprint.num_tokens} tokens"
+    return ""
+
+
+def check_fits(footprint: Footprint, model: ModelConfig) -> None:
+    """Raise ModelError for a model that does not fit, with what would."""
+    if reason := why_not(footprint, model):
+        lines = "".join(f"\n    {line}" for line in footprint.suggestions)
+        raise ModelError(f"{footprint.model}: {reason}{'; what would fit:' if lines else ''}{lines}")

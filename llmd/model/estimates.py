@@ -23,6 +23,13 @@ def activation_bytes(scheduler: SchedulerConfig, blueprint: Blueprint) -> int:
     return scheduler.max_num_batched_tokens * _token_bytes(blueprint) + scheduler.max_num_seqs * per_row
 
 
+def sampling_bytes(scheduler: SchedulerConfig, blueprint: Blueprint) -> int:
+    """Of the end of a step in which every row samples: logits as the head gives them, in float32, and changed."""
+    shape, itemsize = blueprint.config, blueprint.dtype.itemsize
+    hidden = scheduler.max_num_batched_tokens * shape.hidden_size * itemsize
+    return hidden + scheduler.max_num_seqs * shape.vocab_size * (itemsize + 4 + 4)
+
+
 def graph_bytes(sizes: Sequence[int], blueprint: Blueprint) -> int:
     """Decode graphs of so many rows each: what the largest computes in, which all share, and the nodes of each."""
     if not sizes:

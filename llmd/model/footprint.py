@@ -2,69 +2,71 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from llmd.config import AdaptersConfig, CacheConfig, Config, ModelConfig, SchedulerConfig
-from llmd.engine.roofline import likely_share, max_decode_rate
-from llmd.errors import ModelError
+from llmd.config import CacheConfig, Config, ModelConfig, SchedulerConfig
+from llmd.engine.roofline import CONTEXT, likely_share, max_decode_rate
 from llmd.model.blueprint import Blueprint
-from llmd.model.kv_tensors import block_bytes, kv_dtype, pool_bytes, promised_bytes
-from llmd.model.layers import Embedding, Layer, Linear, LMHead
+from llmd.model.cuda_graphs import sizes_of
+from llmd.model.device_memory import device_memory
+from llmd.model.estimates import CONTEXT_BYTES, OUTSIDE_BYTES, activation_bytes, graph_bytes
+from llmd.model.kv_tensors import block_bytes, host_pool_bytes, kv_dtype, promised_bytes
 from llmd.model.loader import build_empty, plan_model
-from llmd.model.memory_room import RESERVE_BYTES, HostMemory, check_room, host_memory
+from llmd.model.memory_account import MemoryAccount, memory_notes
+from llmd.model.memory_room import RESERVE_BYTES, HostMemory, check_room, host_memory, show
 from llmd.model.parts import ModelParts
 from llmd.model.states import room_beside, row_bytes
+from llmd.model.weight_sizes import adapter_bytes, token_bytes, weights_bytes
+from llmd.model.weight_sizes import step_bytes as step_bytes
+from llmd.model.weight_sizes import weight_bits as weight_bits
 from llmd.model.weights import held_bytes, prepare_slots
-
-log = logging.getLogger("llmd.model")
 
 _WEIGHT_FILES = ("*.safetensors", "*.gguf", "*.bin", "*.pt")
 _MAX_GROWTH = 4  # of eight bits in a file that are kept as float32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Footprint:
-    """Bytes and tokens of one model on one device. What is None does not apply or is not known."""
+class Footprint(MemoryAccount):
+    """A model's memory and rates. What is None does not apply or is not known."""
 
     model: str
     architecture: str
-    device: str
     dtype: str
     quantization: str | None
     attention_backend: str
-    weights_bytes: int
-    step_bytes: int  # weights that a decode step reads: all but the rows of the embedding that nobody asked for
-    adapter_bytes: int
-    activation_bytes: int  # of the largest step; an estimate
-    device_bytes: int | None
-    kv_bytes_per_token: int
-    pool_bytes: int
-    state_bytes: int  # of all rows, beside their blocks
-    num_blocks: int
-    num_tokens: int  # that the pool holds
-    max_model_len: int
-    num_sequences: int  # of the full length that fit
+    step_bytes: int  # weights that a decode step of many rows reads: all but the rows of the embedding that nobody asked for
+    token_bytes: int = 0  # those of a step of one row: of a mixture only the experts that it chose
     weight_bits: float = 16.0  # of a linear's weight, scales included
+    graph_sizes: tuple[int, ...] = ()  # rows of each decode graph
     bandwidth: float | None = None  # bytes a second
+    suggestions: tuple[str, ...] = ()  # what would fit, where this does not
 
     @property
     def max_decode_rate(self) -> float | None:
         """Tokens a second of one sequence, if reading the weights were all there is to do."""
-        return self.bandwidth / self.step_bytes if self.bandwidth else None
+        return self.bandwidth / self.token_bytes if self.bandwidth else None
 
     @property
     def decode_limit(self) -> float | None:
         """The same with the KV of a context of `roofline.CONTEXT` tokens."""
         if not self.bandwidth or not self.kv_bytes_per_token:
             return None
-        return max_decode_rate(self.bandwidth, self.step_bytes, self.kv_bytes_per_token)
+        return max_decode_rate(self.bandwidth, self.token_bytes, self.kv_bytes_per_token)
+
+    @property
+    def batch_decode_limit(self) -> float | None:
+        """Tokens a second of all sequences, as many as run at once with such a context."""
+        if not self.bandwidth or not (num_rows := self.num_batch_rows):
+            return None
+        return num_rows * self.bandwidth / (self.step_bytes + num_rows * CONTEXT * self.kv_bytes_per_token)
+
+    @property
+    def num_batch_rows(self) -> int:
+        """Sequences with such a context that run at once."""
+        return min(self.max_num_seqs, self.num_tokens // CONTEXT)
 
     @property
     def likely_decode_rate(self) -> float | None:
@@ -74,73 +76,141 @@ class Footprint:
 
 
 def reckon(
-    config: Config, model: ModelConfig, path: Path, parts: ModelParts, *, device_bytes: int | None = None
+    config: Config,
+    model: ModelConfig,
+    path: Path,
+    parts: ModelParts,
+    *,
+    device_bytes: int | None = None,
+    others_bytes: int = 0,
 ) -> Footprint:
-    """Reckon with `device_bytes` of a GPU that need not be here, or with this machine. Raises ModelError if nothing fits."""
+    """Reckon with `device_bytes` of a GPU that need not be here, of which neighbours have some, or with this machine.
+
+    What a GPU lacks is told by `missing_bytes`. Raises ModelError for a model that does not fit this machine, or that cannot
+    be served at all.
+    """
     cache = config.cache
     device = torch.device("cuda") if device_bytes is not None else None
     blueprint = plan_model(
         model, path, parts, block_size=cache.block_size, kv_cache_dtype=cache.kv_cache_dtype, device=device
     )
-    shape = blueprint.config
-    wanted = model.max_model_len or shape.context_length
-    module, quantization, quantization_name = build_empty(
-        model, parts, blueprint, max_model_len=wanted, device=torch.device("meta")
-    )
-    largest = max((slot.num_bytes for slot in prepare_slots(module, quantization).values()), default=0)
-    weights = _weights_bytes(module)
-    adapters = _adapter_bytes(module, config.adapters, blueprint.dtype)
-    activations = _activation_bytes(config.scheduler, blueprint)
-    per_block = _block_bytes(cache, blueprint)
-    states = row_bytes(blueprint.states) * config.scheduler.max_num_seqs
     if blueprint.device.type == "cpu":
-        needs = _host_needs(cache, weights, adapters, max(activations, largest), per_block, states)
-        check_room(shape.architectures[0], needs, host_memory(), promised_bytes())
-    room = 0
-    if per_block or states:
-        room = _pool(config, blueprint.device, device_bytes, weights + adapters + activations)
-        room = room_beside(room, blueprint.states, config.scheduler.max_num_seqs)
-    num_blocks = room // per_block if per_block else 0
-    num_tokens = num_blocks * cache.block_size
-    length = min(wanted, num_tokens) if per_block and model.max_model_len is None else wanted
-    return Footprint(
+        footprint, working = _of_model(config, model, parts, blueprint)
+        return _on_host(config, model, blueprint, footprint, working)
+    if device_bytes is None:
+        free, device_bytes = torch.cuda.mem_get_info(blueprint.device)
+        others_bytes += max(0, device_bytes - free - CONTEXT_BYTES)  # the context is there already: it is counted below
+    footprint, _ = _of_model(config, model, parts, blueprint)
+    return _on_gpu(config, model, blueprint, footprint, device_bytes, others_bytes)
+
+
+def _of_model(config: Config, model: ModelConfig, parts: ModelParts, blueprint: Blueprint) -> tuple[Footprint, int]:
+    """What does not depend on the device's size, and the working memory, of a step or of the largest layer as it loads."""
+    shape, scheduler = blueprint.config, config.scheduler
+    wanted = model.max_model_len or shape.context_length
+    meta = torch.device("meta")
+    module, quantization, name = build_empty(model, parts, blueprint, max_model_len=wanted, device=meta)
+    largest = max((slot.num_bytes for slot in prepare_slots(module, quantization).values()), default=0)
+    activations = activation_bytes(scheduler, blueprint)
+    footprint = Footprint(
         model=model.model,
         architecture=shape.architectures[0],
         device=str(blueprint.device),
         dtype=str(blueprint.dtype).removeprefix("torch."),
-        quantization=quantization_name,
+        quantization=name,
         attention_backend=blueprint.backend_name,
-        weights_bytes=weights,
-        step_bytes=step_bytes(module),
-        adapter_bytes=adapters,
+        weights_bytes=weights_bytes(module),
+        adapter_bytes=adapter_bytes(module, parts.adapters, blueprint.dtype),
         activation_bytes=activations,
-        device_bytes=device_bytes,
-        kv_bytes_per_token=-(-per_block // cache.block_size),
-        pool_bytes=room if per_block else 0,
-        state_bytes=states,
-        num_blocks=num_blocks,
-        num_tokens=num_tokens,
-        max_model_len=length,
-        num_sequences=min(num_tokens // length, config.scheduler.max_num_seqs) if length else 0,
+        state_bytes=row_bytes(blueprint.states) * scheduler.max_num_seqs,
+        block_bytes=_block_bytes(config.cache, blueprint),
+        block_size=config.cache.block_size,
+        max_model_len=wanted,
+        max_num_seqs=scheduler.max_num_seqs,
+        step_bytes=step_bytes(module),
+        token_bytes=token_bytes(module, shape),
         weight_bits=weight_bits(module),
     )
+    return footprint, max(activations, largest)
 
 
-def reserve_host(
+def _on_host(config: Config, model: ModelConfig, blueprint: Blueprint, footprint: Footprint, working: int) -> Footprint:
+    """With this machine's memory. Raises ModelError where it is not enough."""
+    cache, memory, of = config.cache, host_memory(), footprint
+    needs = _host_needs(cache, of.weights_bytes, of.adapter_bytes, working, of.block_bytes, of.state_bytes)
+    check_room(of.architecture, needs, memory, promised_bytes())
+    room = 0
+    if of.block_bytes or of.state_bytes:
+        room = host_pool_bytes(cache, of.weights_bytes + of.adapter_bytes + of.activation_bytes)
+        room = room_beside(room, blueprint.states, of.max_num_seqs)
+    total = max(memory.total_bytes, memory.free_bytes)
+    placed = replace(
+        footprint,
+        device_bytes=total,
+        others_bytes=total - memory.free_bytes,
+        reserve_bytes=RESERVE_BYTES,
+        notes=memory_notes(cache, config.scheduler, is_gpu=False, is_measured=False),
+    )
+    return _with_pool(placed, room, model)
+
+
+def _on_gpu(
+    config: Config, model: ModelConfig, blueprint: Blueprint, footprint: Footprint, device_bytes: int, others_bytes: int
+) -> Footprint:
+    """With a device of that size, here or not. It may be too small."""
+    cache = config.cache
+    has_graphs = not blueprint.is_encoder and not model.enforce_eager
+    sizes = sizes_of(config.scheduler.max_num_seqs) if has_graphs else ()
+    notes = memory_notes(cache, config.scheduler, is_gpu=True, is_measured=False)
+    if sizes:
+        notes["graphs"] = f"estimated: decode steps of {len(sizes)} sizes, to {sizes[-1]} rows"
+    placed = replace(
+        footprint,
+        device_bytes=device_bytes,
+        others_bytes=others_bytes + CONTEXT_BYTES,
+        limit_bytes=None if cache.kv_cache_bytes is not None else int(device_bytes * cache.gpu_memory_utilization),
+        graph_bytes=graph_bytes(sizes, blueprint),
+        graph_sizes=sizes,
+        outside_bytes=OUTSIDE_BYTES,
+        reserve_bytes=device_bytes // 100,
+        notes=notes,
+    )
+    room = placed.room_bytes
+    if cache.kv_cache_bytes is None:
+        notes["KV pool"] = placed.bound
+    else:
+        room = room_beside(cache.kv_cache_bytes, blueprint.states, config.scheduler.max_num_seqs)
+    return _with_pool(placed, room, model)
+
+
+def _with_pool(footprint: Footprint, room: int, model: ModelConfig) -> Footprint:
+    """The blocks that fit, and the context: one that was not asked for may be shorter than the model's own."""
+    if not footprint.block_bytes:
+        return footprint
+    num_blocks = max(room, 0) // footprint.block_bytes
+    length = footprint.max_model_len
+    if model.max_model_len is None and num_blocks:
+        length = min(length, num_blocks * footprint.block_size)
+    return replace(footprint, num_blocks=num_blocks, max_model_len=length)
+
+
+def reserve_memory(
     model: ModelConfig, cache: CacheConfig, scheduler: SchedulerConfig, path: Path, parts: ModelParts, blueprint: Blueprint
 ) -> int:
-    """Bytes that a model on the CPU will take beside its KV pool, before any is taken; ModelError where they do not fit.
+    """Bytes that a model will take beside its KV pool, before any is taken. Raises ModelError where they do not fit.
 
     Where even a loose bound by the files' size fits, that is told: building the model to reckon it takes part of the start.
     """
-    memory, promised = host_memory(), promised_bytes()
+    is_gpu = blueprint.device.type == "cuda"
+    memory, promised = (_gpu_memory(blueprint.device), 0) if is_gpu else (host_memory(), promised_bytes())
     has_adapters = parts.adapters is not None and parts.adapters.enable_lora
     if (files := _file_bytes(model, path)) and not has_adapters:
-        bound = _MAX_GROWTH * files + _activation_bytes(scheduler, blueprint) + RESERVE_BYTES
+        growth = 1 if is_gpu else _MAX_GROWTH  # a GPU has what a file has, or what fewer bits leave of it
+        bound = growth * files + activation_bytes(scheduler, blueprint) + RESERVE_BYTES
         pool = cache.kv_cache_bytes if cache.kv_cache_bytes is not None else memory.free_bytes // 4
         if bound + max(pool, row_bytes(blueprint.states) * scheduler.max_num_seqs) <= memory.free_bytes - promised:
             return bound
-    return _reserve_exactly(model, cache, scheduler, parts, blueprint, memory)
+    return _reserve_exactly(model, cache, scheduler, parts, blueprint, memory, promised)
 
 
 def _reserve_exactly(
@@ -150,16 +220,26 @@ def _reserve_exactly(
     parts: ModelParts,
     blueprint: Blueprint,
     memory: HostMemory,
+    promised: int,
 ) -> int:
     module, quantization, _ = build_empty(model, parts, blueprint, max_model_len=1, device=torch.device("meta"))
     largest = max((slot.num_bytes for slot in prepare_slots(module, quantization).values()), default=0)
-    weights = held_bytes(module) if quantization is None else _weights_bytes(module)
-    adapters = _adapter_bytes(module, parts.adapters, blueprint.dtype)
-    working = max(_activation_bytes(scheduler, blueprint), largest)
+    weights = held_bytes(module) if quantization is None else weights_bytes(module)
+    adapters = adapter_bytes(module, parts.adapters, blueprint.dtype)
+    working = max(activation_bytes(scheduler, blueprint), largest)
     states = row_bytes(blueprint.states) * scheduler.max_num_seqs
     needs = _host_needs(cache, weights, adapters, working, _block_bytes(cache, blueprint), states)
-    check_room(blueprint.config.architectures[0], needs, memory, promised_bytes())
+    check_room(blueprint.config.architectures[0], needs, memory, promised)
     return weights + adapters + working + RESERVE_BYTES
+
+
+reserve_host = reserve_memory
+
+
+def _gpu_memory(device: torch.device) -> HostMemory:
+    now = device_memory(device)
+    why = f"of {show(now.total_bytes)}, others have {show(now.outside_bytes + now.allocated_bytes)}"
+    return HostMemory(now.free_bytes + now.reserved_bytes - now.allocated_bytes, why, now.total_bytes, str(device))
 
 
 def _host_needs(
@@ -185,77 +265,3 @@ def _block_bytes(cache: CacheConfig, blueprint: Blueprint) -> int:
         return 0
     kv_shape = blueprint.backend.kv_shape(cache.block_size, shape.num_kv_heads, shape.head_dim)
     return block_bytes(blueprint.num_kv_layers, kv_shape, kv_dtype(cache.kv_cache_dtype, blueprint.dtype))
-
-
-def step_bytes(module: nn.Module) -> int:
-    """Weights that a decode step reads."""
-    return held_bytes(module) - _idle_bytes(module)
-
-
-def weight_bits(module: nn.Module) -> float:
-    """Mean bits of a weight of the linears, scales included; 16 where there are none."""
-    linears = [child for child in module.modules() if isinstance(child, Linear)]
-    count = sum(layer.in_features * layer.out_features for layer in linears)
-    return 8 * sum(held_bytes(layer) for layer in linears) / count if count else 16.0
-
-
-def _weights_bytes(module: nn.Module) -> int:
-    """As they are kept: every layer is finished without memory; where that cannot be, as the checkpoint has them."""
-    before = held_bytes(module)
-    try:
-        with torch.inference_mode(), _ChecksPass():
-            for layer in module.modules():
-                if isinstance(layer, Layer):
-                    layer.finish_weights()
-    except (RuntimeError, NotImplementedError, ModelError) as error:  # it looks at values, which are not there
-        log.debug("the weights are reckoned as the checkpoint has them", exc_info=error)
-        return before
-    return held_bytes(module)
-
-
-class _ChecksPass(TorchFunctionMode):
-    """Questions about all values of a tensor without memory are answered as for good weights."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        answers = {"all": True, "any": False, "max": 1.0}
-        if getattr(func, "__name__", "") in answers and len(args) == 1 and args[0].is_meta and not kwargs:
-            return torch.tensor(answers[func.__name__])
-        return func(*args, **(kwargs or {}))
-
-
-def _idle_bytes(module: nn.Module) -> int:
-    """The embedding's table, of which a step reads a few rows, unless the head reads all of it."""
-    is_tied = any(isinstance(child, LMHead) and child.is_tied for child in module.modules())
-    return 0 if is_tied else sum(held_bytes(child) for child in module.modules() if isinstance(child, Embedding))
-
-
-def _adapter_bytes(module: nn.Module, wanted: AdaptersConfig | None, dtype: torch.dtype) -> int:
-    """Slots beside every linear: A [slots, rank · parts, in] and B [slots, out, rank]."""
-    if wanted is None or not wanted.enable_lora:
-        return 0
-    sizes = (
-        layer.in_features * len(layer.parts) + layer.out_features for layer in module.modules() if isinstance(layer, Linear)
-    )
-    return wanted.max_loras * wanted.max_lora_rank * sum(sizes) * dtype.itemsize
-
-
-def _activation_bytes(scheduler: SchedulerConfig, blueprint: Blueprint) -> int:
-    """The largest step's: a layer's widest tensors for every token, and float32 logits for every row, twice."""
-    shape = blueprint.config
-    qkv = (shape.num_heads + 2 * shape.num_kv_heads) * shape.head_dim
-    per_token = (4 * shape.hidden_size + qkv + 3 * shape.intermediate_size) * blueprint.dtype.itemsize
-    return scheduler.max_num_batched_tokens * per_token + 2 * scheduler.max_num_seqs * shape.vocab_size * 4
-
-
-def _pool(config: Config, device: torch.device, device_bytes: int | None, used: int) -> int:
-    """What is left for the KV pool. Raises ModelError, with the arithmetic, when that is nothing."""
-    cache = config.cache
-    if device_bytes is None or cache.kv_cache_bytes is not None:
-        return pool_bytes(cache, device, used)
-    room = int(device_bytes * cache.gpu_memory_utilization) - used
-    if room <= 0:
-        raise ModelError(
-            f"{device_bytes:,} bytes x gpu_memory_utilization {cache.gpu_memory_utilization} are less than the {used:,} "
-            "that weights, adapters and activations take"
-        )
-    return room

@@ -87,9 +87,20 @@ class MemoryAccount:
     @property
     def room_bytes(self) -> int:
         """What the device and the share leave beside all of this; below 0 where that is too much."""
-        room = [] if self.device_bytes is None else [self.device_bytes - self.others_bytes - self.reserve_bytes]
-        room += [] if self.limit_bytes is None else [self.limit_bytes]
-        return min(room, default=self.taken_bytes) - self.taken_bytes
+        return min(self._bounds.values(), default=self.taken_bytes) - self.taken_bytes
+
+    @property
+    def bound(self) -> str:
+        """Which of the two is tighter, in words."""
+        return min(self._bounds, key=self._bounds.__getitem__, default="")
+
+    @property
+    def _bounds(self) -> dict[str, int]:
+        """The most that the model may take."""
+        bounds = {} if self.limit_bytes is None else {"what the share leaves": self.limit_bytes}
+        if self.device_bytes is not None:
+            bounds["what is free leaves"] = self.device_bytes - self.others_bytes - self.reserve_bytes
+        return bounds
 
     @property
     def missing_bytes(self) -> int:

@@ -32,6 +32,8 @@ class HostMemory(NamedTuple):
 
     free_bytes: int
     why: str  # "of 23.54 GiB", "memory.max of /llmd.service is 512.00 MiB, of which 90.00 MiB are used"
+    total_bytes: int = 0  # of the machine, or the limit; 0: not told
+    where: str = "memory"  # or a GPU's name
 
 
 def host_memory(root: Path = Path("/")) -> HostMemory:
@@ -39,10 +41,9 @@ def host_memory(root: Path = Path("/")) -> HostMemory:
     free, total = _machine(root)
     limit = memory_limit(root)
     if limit is None or limit.left_bytes >= free:
-        return HostMemory(free, f"of {show(total)}")
-    return HostMemory(
-        limit.left_bytes, f"{limit.name} is {show(limit.limit_bytes)}, of which {show(limit.used_bytes)} are used"
-    )
+        return HostMemory(free, f"of {show(total)}", total)
+    why = f"{limit.name} is {show(limit.limit_bytes)}, of which {show(limit.used_bytes)} are used"
+    return HostMemory(limit.left_bytes, why, limit.limit_bytes)
 
 
 def free_memory(root: Path = Path("/")) -> int:
@@ -76,9 +77,10 @@ def check_room(name: str, needs: Mapping[str, int], memory: HostMemory, promised
         return
     parts = " + ".join(f"{what} {show(size)}" for what, size in wanted.items() if size)
     promised = f", {show(promised_bytes)} of it promised to other models" if promised_bytes else ""
+    swap = "; swap does not count" if memory.where == "memory" else ""
     raise ModelError(
-        f"{name} does not fit into memory: {parts} = {show(total)}, and {show(max(free, 0))} are free "
-        f"({memory.why}{promised}; swap does not count): {show(total - free)} are missing. {_advice(needs, total - free)}"
+        f"{name} does not fit into {memory.where}: {parts} = {show(total)}, and {show(max(free, 0))} are free "
+        f"({memory.why}{promised}{swap}): {show(total - free)} are missing. {_advice(needs, total - free)}"
     )
 
 

@@ -15,9 +15,10 @@ from collections.abc import Callable
 from llmd.config import CacheConfig, SchedulerConfig
 from llmd.errors import ModelError
 from llmd.model.blueprint import Blueprint
+from llmd.model.cuda_graphs import sizes_of
 from llmd.model.device_memory import DeviceMemory, Peak, device_memory, give_back
-from llmd.model.device_memory import peak_bytes as peak_bytes
-from llmd.model.estimates import activation_bytes
+from llmd.model.estimates import activation_bytes, sampling_bytes
+from llmd.model.estimates import graph_bytes as reckon_graphs
 from llmd.model.kv_tensors import NoRoom, Sizes, block_bytes, host_pool_bytes, kv_dtype, no_pool, size_pool
 from llmd.model.memory_account import MemoryAccount, memory_notes
 from llmd.model.memory_room import RESERVE_BYTES, host_memory, show
@@ -26,6 +27,7 @@ from llmd.model.states import room_beside, row_bytes, without_blocks
 log = logging.getLogger("llmd.model")
 
 _MAX_TRIES = 4  # to take a pool that neighbours are taking memory from
+_MAX_GRAPHS_SHARE = 4  # times what a formula says, and neighbours were measured too
 _NEWS_BYTES = 16 << 20  # that neighbours take are worth a line
 
 _neighbours: weakref.WeakSet[PoolSizing] = weakref.WeakSet()  # models of this process that are on a GPU
@@ -101,14 +103,21 @@ class PoolSizing:
 
         `graph_bytes`: of all decode graphs that there will be. The profile's own pool had `num_profile_blocks`.
         """
-        self._peak, self._graph_bytes = peak, graph_bytes
+        self._peak, self._graph_bytes = peak, self._likely_graph_bytes(graph_bytes)
         now = device_memory(self._device)
         if (taken := peak.after.free_bytes - now.free_bytes) > _NEWS_BYTES:
             log.warning("others took %s of %s since the largest step was measured", show(taken), self._device)
-        self._working_bytes = max(0, self._peak_bytes - now.allocated_bytes) + graph_bytes
+        self._working_bytes = max(0, self._peak_bytes - now.allocated_bytes) + self._graph_bytes
         _neighbours.add(self)
         self._sizes = self._fit(self._room(now))
         return self._sizes
+
+    def _likely_graph_bytes(self, found: int) -> int:
+        """As found by what was free before and after some of them: a neighbour that came meanwhile is no graph."""
+        most = _MAX_GRAPHS_SHARE * reckon_graphs(sizes_of(self._scheduler.max_num_seqs), self._blueprint)
+        if found > most:
+            log.warning("%s for graphs are more than they can be, a neighbour came: taken as %s", show(found), show(most))
+        return min(found, most)
 
     def settle(self, sizes: Sizes, allocate: Callable[[Sizes], None]) -> Sizes:
         """Take the pool. Where a neighbour was quicker, free memory is read again and the pool is smaller.
@@ -141,7 +150,7 @@ class PoolSizing:
         of_free = now.reachable_bytes - self._peak_bytes - self._graph_bytes - self._reserve_bytes - self._promised_bytes
         if min(of_share, of_free) <= 0:
             raise ModelError(self._no_room(of_share, now))
-        self._bound = "what the share leaves" if of_share <= of_free else "what is free now leaves"
+        self._bound = "what the share leaves" if of_share <= of_free else "what is free leaves"
         return min(of_share, of_free)
 
     def _no_room(self, of_share: int, now: DeviceMemory) -> str:
@@ -165,7 +174,8 @@ class PoolSizing:
     def _peak_bytes(self) -> int:
         """In tensors at the peak, of all models of this process, without the pool that was only there for the profile."""
         assert self._peak is not None
-        return self._peak.allocated_bytes - self.num_profile_blocks * self.block_bytes
+        at_least = self._peak.after.allocated_bytes + sampling_bytes(self._scheduler, self._blueprint)
+        return max(at_least, self._peak.allocated_bytes - self.num_profile_blocks * self.block_bytes)
 
     @property
     def _needed_bytes(self) -> int:
@@ -192,8 +202,8 @@ class PoolSizing:
 
     # --- the account
 
-    def account(self, *, weights_bytes: int, adapter_bytes: int = 0, graph_bytes: int | None = None) -> MemoryAccount:
-        """The table, once the pool is sized. `graph_bytes`: of graphs, where it was not told before."""
+    def account(self, *, weights_bytes: int, adapter_bytes: int = 0, graph_bytes: int = 0) -> MemoryAccount:
+        """The table, once the pool is sized. `graph_bytes`: of graphs, where nothing was measured."""
         sizes = self._sizes or Sizes(0, self.context)
         states = row_bytes(self._blueprint.states) * self._scheduler.max_num_seqs
         return MemoryAccount(
@@ -204,7 +214,7 @@ class PoolSizing:
             weights_bytes=weights_bytes,
             adapter_bytes=adapter_bytes,
             activation_bytes=self._activation_bytes(weights_bytes + adapter_bytes + states),
-            graph_bytes=self._graph_bytes if graph_bytes is None else graph_bytes,
+            graph_bytes=self._graph_bytes if self._peak is not None else graph_bytes,
             outside_bytes=self._outside_bytes if self._is_gpu else 0,
             reserve_bytes=self._reserve_bytes if self._is_gpu else RESERVE_BYTES,
             state_bytes=states,
@@ -225,7 +235,13 @@ class PoolSizing:
     def _notes(self) -> dict[str, str]:
         is_measured = self._peak is not None
         notes = memory_notes(self.cache, self._scheduler, is_gpu=self._is_gpu, is_measured=is_measured)
-        return {**notes, "KV pool": self._bound} if self._bound else notes
+        if is_measured:
+            num_sizes = len(sizes_of(self._scheduler.max_num_seqs))
+            notes |= {
+                "KV pool": self._bound,
+                "graphs": f"by the largest and the smallest of {num_sizes} sizes of decode steps",
+            }
+        return notes
 
 
 def _host() -> DeviceMemory:

@@ -75,7 +75,10 @@ def _model_row(model: ModelService) -> dict[str, Any]:
     stats = asdict(model.engine.stats()) if model.state != "loading" else None
     progress = {"phase": model.progress.phase, "fraction": model.progress.fraction}
     adapters = [_adapter_row(info) for info in model.adapters.list()[:_MAX_ROWS]]
-    return {"names": list(model.names), "state": model.state, "progress": progress, "stats": stats, "adapters": adapters}
+    info = getattr(model.engine, "info", None)  # not there before the model is loaded
+    memory = info.facts.get("memory", []) if info is not None else []
+    row = {"names": list(model.names), "state": model.state, "progress": progress, "stats": stats, "adapters": adapters}
+    return row | {"memory": memory}
 
 
 def _adapter_row(info: AdapterInfo) -> dict[str, Any]:

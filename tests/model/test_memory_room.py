@@ -171,7 +171,7 @@ def reserve_on_gpu(path, **model):
 
 def test_a_gpu_without_room_is_told_before_weights_are_read(half_b):
     with fake_gpu_memory(8 * GIB, others=7 * GIB):
-        message = r"does not fit into cuda: weights 942.31 MiB .* 1.00 GiB are free \(of 8.00 GiB, others have 7.00 GiB\)"
+        message = r"does not fit into cuda: weights 942.29 MiB .* 1.00 GiB are free \(of 8.00 GiB, others have 7.00 GiB\)"
         with pytest.raises(ModelError, match=message):
             reserve_on_gpu(half_b)
         with fake_gpu_memory(8 * GIB):

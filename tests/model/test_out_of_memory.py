@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import random
 
 import pytest
@@ -18,8 +19,11 @@ from llmd.engine.engine import Engine
 from llmd.engine.params import SamplingParams
 from llmd.engine.request import Prompt, Request
 from llmd.engine.step import FinishReason
+from llmd.model import kv_tensors
 from llmd.model.executor import ThreadExecutor
+from llmd.model.kv_tensors import NoRoom
 from llmd.model.out_of_memory import is_out_of_memory
+from llmd.model.runner import Runner
 from llmd_plugins.scheduling.fcfs import FcfsQueue
 
 pytest.importorskip("triton")
@@ -200,3 +204,48 @@ async def test_random_faults_lose_nothing(path, seed):
         assert engine.is_idle
         assert engine.failure is None
         assert 0 <= engine.stats().num_out_of_memory <= executor.num_emptied <= 20
+
+
+def loaded(path, **cache):
+    """A runner that measured, on a device of which 70 of 80 GiB are free."""
+    config = ModelConfig(model=str(path), dtype="float32", device="cuda")
+    scheduler = SchedulerConfig(max_num_seqs=8, max_num_batched_tokens=32)
+    runner = Runner(config, CacheConfig(block_size=4, **cache), scheduler, path, installed_parts())
+    runner.info = runner.load(lambda progress: None)
+    return runner
+
+
+def test_a_start_measures_and_tells(path, caplog):
+    with fake_cuda(), caplog.at_level(logging.INFO):
+        runner = loaded(path, gpu_memory_utilization=0.5)
+        rows = {row["name"]: row for row in runner.info.facts["memory"]}
+        assert (rows["device"]["value"], rows["others"]["value"]) == (80 << 30, 10 << 30)
+        assert rows["share"]["value"] == 40 << 30
+        assert rows["KV pool"]["value"] == runner.num_blocks * runner._sizing.block_bytes
+        assert rows["KV pool"]["note"].endswith("what the share leaves")
+        assert rows["tokens"]["value"] == 4 * runner.num_blocks
+        assert "memory of cuda:0:\n  device" in caplog.text
+        beside = loaded(path)  # another model of this process, whose steps need their room too
+        assert beside._sizing._promised_bytes >= runner._sizing._working_bytes
+        runner.close()
+
+
+@pytest.mark.parametrize("lacking", ["kv", "states"])
+def test_a_wake_that_finds_no_memory_can_be_tried_again(path, monkeypatch, lacking):
+    with fake_cuda():
+        runner = loaded(path, kv_cache_bytes=8 << 20)
+        runner.release_kv()
+        assert runner.kv.pool is None
+        with monkeypatch.context() as scarce:
+            owner = kv_tensors if lacking == "kv" else runner.states
+            scarce.setattr(owner, "zeros" if lacking == "kv" else "refill", _lacks)
+            with pytest.raises((NoRoom, torch.OutOfMemoryError), match=r"no 8.00 MiB for the KV pool: 70.00 GiB of|out of"):
+                runner.refill_kv()
+        assert runner.kv.pool is None
+        runner.refill_kv()
+        assert runner.kv.pool is not None
+        assert runner.kv.layers
+
+
+def _lacks(*_):
+    raise torch.OutOfMemoryError("out of memory")

@@ -15,7 +15,7 @@ from llmd.errors import ModelError
 from llmd.model import kv_tensors, sizing
 from llmd.model.blueprint import Blueprint
 from llmd.model.device_memory import device_memory, peak_bytes
-from llmd.model.estimates import activation_bytes, graph_bytes
+from llmd.model.estimates import activation_bytes, graph_bytes, sampling_bytes
 from llmd.model.kv_tensors import NoRoom
 from llmd.model.memory_room import HostMemory
 from llmd.model.sizing import PoolSizing
@@ -46,7 +46,9 @@ def alone(monkeypatch):
 class Model:
     """Loads, as the runner does."""
 
-    def __init__(self, memory, *, wanted=None, weights=WEIGHTS, graphs=GRAPHS, outside=0, wasted=0, states=(), **cache):
+    def __init__(
+        self, memory, *, wanted=None, weights=WEIGHTS, graphs=GRAPHS, step=STEP, outside=0, wasted=0, states=(), **cache
+    ):
         self.memory, self.weights = memory, weights
         self.sizing = PoolSizing(CacheConfig(**cache), SCHEDULER, blueprint(states=tuple(states)), wanted)
         self.early = self.sizing.before_weights(0)
@@ -55,9 +57,9 @@ class Model:
 
         def largest_step():
             memory.take(profile_pool)
-            memory.take(STEP, wasted)
+            memory.take(step, wasted)
             memory.others += outside
-            memory.give(profile_pool + STEP)
+            memory.give(profile_pool + step)
 
         self.peak = peak_bytes(GPU, largest_step)
         self.graphs = graphs
@@ -101,9 +103,18 @@ def test_beside_a_large_neighbour_what_is_free_counts():
         room = 30 * GIB - WEIGHTS - STEP - GRAPHS - 80 * GIB // 100
         assert sizes.num_blocks == room // BLOCK
         rows = {row.name: row for row in model.sizing.account(weights_bytes=WEIGHTS).rows()}
-        assert rows["KV pool"].note.endswith("what is free now leaves")
+        assert rows["KV pool"].note.endswith("what is free leaves")
         assert rows["others"].value == 50 * GIB
         memory.take(STEP)  # and the next step finds its memory
+
+
+def test_a_step_in_which_all_rows_sample_has_room():
+    """Though the one that was measured had a single row."""
+    most = sampling_bytes(SCHEDULER, blueprint())
+    with fake_gpu_memory(80 * GIB) as memory:
+        model = Model(memory, step=MIB)
+        assert model.place().num_blocks == (72 * GIB - WEIGHTS - most - GRAPHS) // BLOCK
+        assert model.sizing.account(weights_bytes=WEIGHTS).activation_bytes == most
 
 
 def test_fragments_are_kept_free():

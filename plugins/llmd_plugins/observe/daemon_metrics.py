@@ -101,8 +101,14 @@ def _memory_families(models: list[Any]) -> Iterator[Metric]:
     utilization = GaugeMetricFamily(
         "llmd_memory_bandwidth_utilization", "Share of it that the last decode steps achieved (MBU).", labels=["model_name"]
     )
+    account = GaugeMetricFamily(
+        "llmd_device_memory_bytes", "Where the device's memory goes, as told at the start.", labels=["model_name", "part"]
+    )
     for model in models:
         name, info, stats = model.names[0], model.engine.info, model.engine.stats()
+        for row in info.facts.get("memory", ()):
+            if row["is_bytes"]:
+                account.add_metric([name, row["name"]], row["value"])
         read.add_metric([name], stats.read_bytes)
         if stats.memory_utilization is not None:
             utilization.add_metric([name], stats.memory_utilization)
@@ -110,7 +116,7 @@ def _memory_families(models: list[Any]) -> Iterator[Metric]:
         kv.add_metric([name], info.kv_bytes)
         if measured := info.facts.get("memory_bandwidth"):
             bandwidth.add_metric([name], measured)
-    yield from (read, weights, kv, bandwidth, utilization)
+    yield from (read, weights, kv, account, bandwidth, utilization)
 
 
 def _cache_config_info(context: Any) -> Metric:

@@ -248,6 +248,23 @@ def test_the_share_of_the_memory_bandwidth_is_shown_where_it_is_known():
     )
 
 
+def test_where_memory_goes_is_shown_as_it_was_told():
+    rows = [
+        {"name": "weights", "value": 3 << 29, "is_bytes": True, "note": ""},
+        {"name": "graphs", "value": 5 << 20, "is_bytes": True, "note": "estimated"},
+        {"name": "adapters", "value": 2048, "is_bytes": True, "note": ""},
+        {"name": "tokens", "value": 1234567, "is_bytes": False, "note": "of a context"},
+    ]
+    shown = [line.split() for line in view.memory_lines(rows)]
+    assert shown == [
+        ["weights", "1.50", "GiB"], ["graphs", "5.0", "MiB", "estimated"], ["adapters", "2", "KiB"],
+        ["tokens", "1,234,567", "of", "a", "context"],
+    ]  # fmt: skip
+    model = status_of()["models"][0]
+    lines = view.status_lines(status_of(models=[model | {"memory": rows}]))
+    assert "  weights           1.50 GiB" in lines
+
+
 def test_adapters_that_are_wanted_are_shown_first():
     busy = STANDING | {"name": "busy", "slot": 0, "num_running": 3}
     model = {

@@ -12,6 +12,7 @@ import pytest
 from server.serving import FakeService, FakeStats, call, make_context, serving
 
 from llmd.config import Config
+from llmd.model.memory_account import MemoryAccount
 from llmd.plugin.specs import RequestSummary
 from llmd_plugins.observe import access_log, daemon_metrics, process_metrics, stats_log
 
@@ -104,6 +105,8 @@ def test_a_thread_that_cannot_go_on_is_late(monkeypatch):
 async def test_daemon_metrics_are_in_metrics():
     rows = [{"state": "loaded"}, {"state": "loaded"}, {"state": "failed"}]
     context = make_context(metric_specs=daemon_metrics.llmd_register_metrics(), plugin_status=lambda: rows)
+    account = MemoryAccount(device="fake", weights_bytes=4096, block_bytes=8, num_blocks=2, max_model_len=1, max_num_seqs=1)
+    context.models()[0].engine.info.facts["memory"] = account.plain()
     async with serving(context) as url:
         text = (await call(url, "GET", "/metrics")).body.decode()
         before = daemon_metrics.config_hash(context.config)
@@ -116,6 +119,9 @@ async def test_daemon_metrics_are_in_metrics():
     assert 'llmd_plugins{state="loaded"} 2.0' in lines
     assert 'llmd_plugins{state="failed"} 1.0' in lines
     assert 'llmd_memory_bandwidth_bytes_per_second{model_name="fake"} 1e+09' in lines
+    assert 'llmd_device_memory_bytes{model_name="fake",part="weights"} 4096.0' in lines
+    assert 'llmd_device_memory_bytes{model_name="fake",part="KV pool"} 16.0' in lines
+    assert 'part="tokens"' not in text
     assert 'llmd_memory_bandwidth_utilization{model_name="fake"} 0.625' in lines
     assert 'llmd_read_bytes_total{model_name="fake"} 4000.0' in lines
     assert f'llmd_config_info{{hash="{before}"}} 1.0' in lines

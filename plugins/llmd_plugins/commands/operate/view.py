@@ -94,6 +94,19 @@ def model_lines(model: Row, speed: Rates | None = None) -> list[str]:
     return lines
 
 
+def memory_lines(rows: Sequence[Row]) -> list[str]:
+    """Where a model's memory goes, as it was told at the start; nothing where that is not known."""
+    values = [size(row["value"]) if row["is_bytes"] else f"{row['value']:,}" for row in rows]
+    return [f"  {row['name']:<14}{value:>12}  {row['note']}".rstrip() for row, value in zip(rows, values, strict=True)]
+
+
+def size(num_bytes: float) -> str:
+    """`1.50 GiB`, `20.0 MiB`, `3 KiB`."""
+    if num_bytes >= 1 << 30:
+        return f"{num_bytes / (1 << 30):.2f} GiB"
+    return f"{num_bytes / (1 << 20):.1f} MiB" if num_bytes >= 1 << 20 else f"{num_bytes / 1024:.0f} KiB"
+
+
 def _share(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else "-"
 
@@ -139,7 +152,7 @@ def status_lines(status: Row) -> list[str]:
     """`llmd status`."""
     lines = [head_line(status)]
     for model in status["models"]:
-        lines += model_lines(model)
+        lines += [*model_lines(model), *memory_lines(model.get("memory") or ())]
     lines += usage_lines("key", status["keys"]) + usage_lines("adapter", status["adapters"])
     return lines + adapter_lines(status["models"])
 
