@@ -75,7 +75,9 @@ class ModelConfig(Section):
     override_generation_config: dict[str, Any] = Field(default_factory=dict, description="sampling defaults set here")
     hf_overrides: dict[str, Any] = Field(default_factory=dict, description="entries that go over those of config.json")
     chat_template: str | None = Field(default=None, description="a template or the path of one; default: the tokenizer's")
-    attention_backend: str = Field(default="auto", description="'auto' or a backend's name")
+    attention_backend: str = Field(
+        default="auto", description="'auto' or a backend's name; 'llmd check --device' says which are usable, and why not"
+    )
     structured_outputs_backend: str = Field(
         default="auto", description="'auto' or a grammar plugin's name, for JSON schemas, regexes and grammars"
     )
@@ -100,6 +102,14 @@ class ModelConfig(Section):
     executor: str = Field(default="thread", description="what drives the device")
     enforce_eager: bool = Field(default=False, description="no CUDA graphs")
 
+    @property
+    def gpu(self) -> str:
+        """The GPU that it names, as "cuda:1"; the first where it names none, though there may be none; "" on a CPU."""
+        if self.device == "cpu":
+            return ""
+        number = self.device.partition(":")[2]
+        return f"cuda:{int(number)}" if number.isdecimal() else "cuda:0"
+
     @field_validator("cpu_affinity")
     @classmethod
     def _check_cpus(cls, value: str) -> str:
@@ -113,7 +123,11 @@ class CacheConfig(Section):
 
     block_size: int = Field(default=16, ge=1, le=1024, description="tokens a KV block")
     gpu_memory_utilization: float = Field(
-        default=0.9, gt=0, le=1, description="share of the device's memory to use, weights included"
+        default=0.9,
+        gt=0,
+        le=1,
+        description="a model's share of a GPU's memory, weights included, whatever neighbours have; at most what is free. "
+        "The default is divided among the models of a GPU",
     )
     kv_cache_bytes: int | None = Field(
         default=None,
@@ -395,6 +409,15 @@ class Config(Section):
     health: HealthConfig = Field(default_factory=HealthConfig)
 
     _places: Mapping[Path, str] = PrivateAttr(default_factory=dict)  # key → "etc/llmd.toml:12", "LLMD_…" or "--port"
+
+    def cache_of(self, model: ModelConfig) -> CacheConfig:
+        """`[cache]` as one model has it: a share of a GPU that nobody set is divided among the models there."""
+        num_models = sum(other.gpu == model.gpu for other in self.models)
+        cache = self.cache
+        if num_models < 2 or {"gpu_memory_utilization", "kv_cache_bytes"} & cache.model_fields_set:
+            return cache
+        share = int(100 * cache.gpu_memory_utilization / num_models) / 100
+        return cache.model_copy(update={"gpu_memory_utilization": share})
 
     def place(self, path: Path) -> str:
         """Where a key was set ("etc/llmd.toml:12"), or the nearest table around it; "" if nowhere."""

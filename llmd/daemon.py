@@ -95,6 +95,7 @@ def build_service(
     report: Report = _ignore,
 ) -> ModelService:
     """One model's service, not yet started; blocks while files are fetched and modules are imported."""
+    from llmd.model import kernels_ahead
     from llmd.server.generate import ModelService
 
     path = path or resolve_model(config, catalog, model_config, report)
@@ -104,8 +105,9 @@ def build_service(
         tokenizer_path = resolve_model(config, catalog, model_config.model_copy(update=of_tokenizer), report)
     adapters = config.adapters if model_config == config.models[0] else None  # they change the default model
     parts = model_parts(catalog, adapters)
+    kernels_ahead.begin(config, model_config, path, parts)
     executor = catalog.executors[model_config.executor].build(
-        model_config, path=path, cache=config.cache, scheduler=config.scheduler, parts=parts
+        model_config, path=path, cache=config.cache_of(model_config), scheduler=config.scheduler, parts=parts
     )
     waiting = catalog.scheduling_policies[config.scheduler.policy].build(config.scheduler)
     return ModelService.create(

@@ -24,7 +24,7 @@ def describe_devices(config: Config, catalog: Catalog) -> Iterator[str]:
 
 def _describe(config: Config, catalog: Catalog, model: ModelConfig) -> Iterator[str]:
     from llmd.daemon import model_parts
-    from llmd.model.attention import is_of_kind, select_backend
+    from llmd.model.attention import choose_backend, is_of_kind
     from llmd.model.blueprint import attention_needs, is_encoder, read_model_config, select_device, select_dtype
 
     source = find_source(catalog, model)
@@ -46,7 +46,10 @@ def _describe(config: Config, catalog: Catalog, model: ModelConfig) -> Iterator[
     )
     yield f"{model.model}: {device}, {needs.dtype}, {needs.num_heads} heads of {needs.head_dim}, {needs.num_kv_heads} for KV"
     backends = {name: spec for name, spec in parts.attention_backends.items() if is_of_kind(spec, needs)}
-    chosen, _ = select_backend(needs, parts.attention_backends, model.attention_backend, parts.select_attention_backend)
+    choice = choose_backend(needs, parts.attention_backends, model.attention_backend, parts.select_attention_backend)
     for name, spec in sorted(backends.items(), key=lambda item: -item[1].priority):
-        reasons = spec.build().why_not(needs)
-        yield f"  attention {name}: {'taken' if name == chosen else ', '.join(reasons) or 'usable, another goes before it'}"
+        if name == choice.name:
+            yield f"  attention {name}: {'; '.join(filter(None, ('taken', choice.reason)))}"
+            continue
+        reason = choice.others.get(name) or ", ".join(spec.build().why_not(needs))
+        yield f"  attention {name}: {reason or 'usable, another goes before it'}"

@@ -59,6 +59,7 @@ _KEYS: dict[str, str] = {
     "block-size": "cache.block_size",
     "gpu-memory-utilization": "cache.gpu_memory_utilization",
     "kv-cache-memory-bytes": "cache.kv_cache_bytes",
+    "kv-cache-bytes": "cache.kv_cache_bytes",
     "kv-cache-dtype": "cache.kv_cache_dtype",
     "enable-prefix-caching": "cache.enable_prefix_caching",
     "scheduling-policy": "scheduler.policy",

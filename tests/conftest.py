@@ -22,3 +22,11 @@ def _clean_environment(monkeypatch):
     for name in list(os.environ):
         if name.startswith(("LLMD_", "VLLM_")):
             monkeypatch.delenv(name)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """What is skipped for want of a GPU is what `-m gpu` runs."""
+    for item in items:
+        if any(mark.kwargs.get("reason") == "no GPU" for mark in item.iter_markers("skipif")):
+            item.add_marker("gpu")

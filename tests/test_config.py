@@ -439,3 +439,20 @@ def test_adapters_that_are_misnamed_are_told(tmp_path, value, message):
     with pytest.raises(ConfigError) as told:
         load_config(file, env={})
     assert told.value.problems == [f"{file}:3: {message}"]
+
+
+@pytest.mark.parametrize(
+    ("devices", "cache", "shares"),
+    [
+        (["auto"], {}, [0.9]),
+        (["auto", "cuda", "cuda:0"], {}, [0.3, 0.3, 0.3]),
+        (["cuda:0", "cuda:1"], {}, [0.9, 0.9]),
+        (["auto", "cpu"], {}, [0.9, 0.9]),
+        (["auto", "auto"], {"gpu_memory_utilization": 0.5}, [0.5, 0.5]),
+        (["auto", "auto"], {"kv_cache_bytes": 1000}, [0.9, 0.9]),
+    ],
+)
+def test_a_share_that_nobody_set_is_divided_among_a_gpus_models(devices, cache, shares):
+    models = [{"model": f"m{index}", "device": device} for index, device in enumerate(devices)]
+    config = Config.model_validate({"models": models, "cache": cache})
+    assert [config.cache_of(model).gpu_memory_utilization for model in config.models] == shares

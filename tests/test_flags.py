@@ -56,6 +56,11 @@ def test_every_key_can_be_set_by_a_flag():
     assert [dotted(path) for path in config_keys(Config) if path not in set_by] == []
 
 
+@pytest.mark.parametrize("flag", ["--kv-cache-memory-bytes", "--kv-cache-bytes"])
+def test_the_pools_size_by_vllms_name_and_by_the_keys(flag):
+    assert config_of("demo", flag, "25G").cache.kv_cache_bytes == 25 << 30
+
+
 def test_everything_that_vllm_users_write():
     config = config_of(
         *words("meta/x --host 0.0.0.0 --port=8080 --api-key a b --dtype bfloat16 --max_model_len 4k --max-num-seqs 64"),

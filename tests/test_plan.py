@@ -222,7 +222,7 @@ def test_states_are_told_beside_the_pool(tmp_path):
     footprint = reckon(settings, settings.models[0], tmp_path, installed_parts(spec), device_bytes=8 << 30)
     assert footprint.state_bytes == 64 * 2 * 1024 * 4
     assert footprint.kv_bytes_per_token == 2 * 2 * 4 * 128 * 2
-    assert rows_of(footprint)["states"].value == footprint.state_bytes
+    assert rows_of(footprint)["states"] == ("states", footprint.state_bytes, True, "8.00 KiB for each row")
     assert footprint.missing_bytes == 0
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Callable
+from importlib import metadata
 from typing import Any
 
 import torch
 
+from benchmarks.gpu.host import lacking
 from benchmarks.gpu.setting import Setting, median_ms
 
 
@@ -21,6 +23,8 @@ def host(setting: Setting) -> dict[str, Any]:
     import triton
 
     facts: dict[str, Any] = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+    facts["lacking"] = ", ".join(lacking()) or None
+    facts |= {name: metadata.version(name) for name in ("transformers", "numpy") if name not in lacking()}
     if setting.device.type == "cuda":
         found = torch.cuda.get_device_properties(setting.device)
         facts |= {

@@ -48,7 +48,7 @@ def decode(
     return {
         "tokens_s": round(1e3 * num_rows / timing.ms, 1),
         "ms": round(timing.ms, 3),
-        "cpu_ms": round(timing.cpu_ms, 3),
+        "launch_ms": round(timing.launch_ms, 3),
         "MBU": setting.share("copy_gb_s", gb_s),
         "MFU": setting.share("matmul_tflop_s", tflop_s),
     }
@@ -59,14 +59,20 @@ def prefill(setting: Setting, model: Model) -> dict[str, Any]:
     num_tokens = model.max_len - 1
     timing = model.prefill(num_tokens, 2 if setting.is_tiny else 5)
     step_bytes = int(model.info.facts["step_bytes"])
-    tflop_s = (num_tokens * step_bytes + attention_flops(model, num_tokens, num_tokens) / 2) / timing.ms / 1e9
+    layers = num_tokens * (step_bytes - head_bytes(model)) + attention_flops(model, num_tokens, num_tokens) // 2
+    tflop_s = (layers + head_bytes(model)) / timing.ms / 1e9  # one token has logits
     return {
         "tokens_s": round(1e3 * num_tokens / timing.ms, 1),
         "ms": round(timing.ms, 3),
-        "cpu_ms": round(timing.cpu_ms, 3),
+        "launch_ms": round(timing.launch_ms, 3),
         "MBU": setting.share("copy_gb_s", step_bytes / timing.ms / 1e6),
         "MFU": setting.share("matmul_tflop_s", tflop_s),
     }
+
+
+def head_bytes(model: Model) -> int:
+    """Of the weights that make logits, in bf16."""
+    return int(2 * model.config["vocab_size"] * model.config["hidden_size"])
 
 
 def attention_flops(model: Model, num_queries: int, context: int) -> int:

@@ -19,7 +19,7 @@ SOURCES = (ROOT, ROOT / "plugins", ROOT / "kernels", ROOT / "tests")
 def prepare(site: Path, wheels: Path | None) -> tuple[dict[str, str], list[str]]:
     """The environment in which workers run, and the distributions that were unpacked into `site` for them."""
     site.mkdir(parents=True, exist_ok=True)
-    unpacked = [_unpack(wheel, site) for wheel in sorted(wheels.glob("*.whl")) if _is_missing(wheel)] if wheels else []
+    unpacked = [_unpack(wheel, site) for wheel in sorted(wheels.glob("*.whl")) if _is_wanted(wheel)] if wheels else []
     if not _has("llmd"):
         _register(site)
     paths = [*map(str, SOURCES), str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -34,8 +34,21 @@ def _has(name: str) -> bool:
     return True
 
 
-def _is_missing(wheel: Path) -> bool:
-    return not _has(wheel.name.partition("-")[0])
+def _is_wanted(wheel: Path) -> bool:
+    """Whether the host lacks it, or has an older version."""
+    name, version = wheel.name.split("-")[:2]
+    return not _has(name) or _numbers(version) > _numbers(metadata.version(name))
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in re.findall(r"\d+", version.partition("+")[0]))
+
+
+def lacking() -> list[str]:
+    """Distributions that the project needs and this process does not find."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    names = (re.split(r"[^\w.-]", wanted)[0] for wanted in project["dependencies"])
+    return [name for name in names if not _has(name)]
 
 
 def _unpack(wheel: Path, site: Path) -> str:

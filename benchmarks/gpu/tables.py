@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,14 @@ def replaced(source: str, name: str, lines: Sequence[str]) -> str:
             old, last = source.splitlines(keepends=True), node.value.end_lineno or 0
             return "".join([*old[: node.value.lineno], *(f"{line}\n" for line in lines), *old[last - 1 :]])
     raise ValueError(f"{name} is assigned nowhere")
+
+
+def renumbered(source: str, name: str, value: int) -> str:
+    """The source with another number assigned to `name`, its comment kept. Raises ValueError if there is none."""
+    found, count = re.subn(rf"(?m)^({re.escape(name)} = )\d+", rf"\g<1>{value}", source)
+    if count != 1:
+        raise ValueError(f"{name} is assigned {count} numbers")
+    return found
 
 
 def by_rows(entries: Sequence[tuple[int, Any]]) -> list[str]:

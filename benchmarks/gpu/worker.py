@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu.setting import Setting, wait
+from benchmarks.gpu.setting import Setting, Uncapturable, wait
 
 
 def main() -> None:
@@ -47,8 +47,12 @@ def run(name: str, work: Any, setting: Setting, file: Any) -> None:
     except torch.cuda.OutOfMemoryError as error:
         torch.cuda.empty_cache()
         write(file, {"case": name, "error": f"out of memory: {error}"})
+    except Uncapturable as error:
+        found = {"error": f"no graph can hold it: {error}"} if error.figures is None else {"figures": error.figures}
+        write(file, {"case": name, **found})
+        raise SystemExit("a capture failed: the next case gets a new process") from error
     except Exception as error:  # noqa: BLE001 - a case must not take the others with it
-        trace = traceback.format_exc(limit=-3)
+        trace = traceback.format_exc(limit=-6)
         write(file, {"case": name, "error": f"{type(error).__name__}: {error}", "trace": trace})
         wait(setting.device)  # raises where the device is lost
     else:
@@ -57,7 +61,7 @@ def run(name: str, work: Any, setting: Setting, file: Any) -> None:
 
 def write(file: Any, line: dict[str, Any]) -> None:
     """At once: the next thing may be a crash."""
-    file.write(json.dumps(line) + "\n")
+    file.write(json.dumps(line, default=str) + "\n")
     file.flush()
 
 

@@ -139,7 +139,7 @@ def select_device(name: str) -> torch.device:
     if device.type == "cuda":
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if (device.index or 0) >= count:
-            raise ModelError(f"device {name!r} is not there: this machine has {count} CUDA devices")
+            raise ModelError(f"device {name!r} is not there: this machine has {count} GPUs")
         return torch.device("cuda", device.index or 0)
     return torch.device("cpu")
 

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("llmd.model")
 
 _IDLE_S = 0.5  # without work, before anything is done that can wait
+_DRIVERS_WORDS = ("CUDA error", "HIP error", "Triton Error [CUDA]", "Triton Error [HIP]")
 _AFTER_FAILURE_S = 60.0  # before such work is begun again
 _SMALL_MODEL_BYTES = 32 << 20  # the demo model's steps take 1.4 to 2 times as long on two threads as on one
 
@@ -248,10 +249,10 @@ class ThreadExecutor:
         try:
             is_done = advance()
         except Exception as error:
-            lacked_memory = is_out_of_memory(error)
-            if not lacked_memory and is_device_lost(error):
+            if is_device_lost(error):
                 raise
-            log.warning("work in idle time failed, it is tried again later", exc_info=None if lacked_memory else error)
+            told = None if is_out_of_memory(error) else error
+            log.warning("work in idle time failed, it is tried again later", exc_info=told)
             is_done, self._rests_until_s = True, time.monotonic() + _AFTER_FAILURE_S
         if is_done:
             self._idle.popleft()
@@ -293,7 +294,7 @@ class ThreadExecutor:
     def _step_failed(self, job: _Job, error: Exception) -> None:
         """This step only, unless the device is lost."""
         lacked_memory = is_out_of_memory(error)
-        if not lacked_memory and is_device_lost(error):
+        if is_device_lost(error):
             log.error("the device is lost: %s", error)
             self._fail(EngineFailure(f"the device is lost: {type(error).__name__}"))
             self._answer(job, error=self._failure)
@@ -336,11 +337,12 @@ def _prepare_reader() -> None:
 
 
 def is_device_lost(error: BaseException) -> bool:
-    """Whether nothing can run on the device any more: a CUDA error that is not a lack of memory."""
-    if isinstance(error, torch.OutOfMemoryError) or not isinstance(error, RuntimeError):
+    """Whether nothing can run on the device any more: a driver's error that is not a lack of memory."""
+    if not isinstance(error, RuntimeError) or is_out_of_memory(error):
         return False
     accelerator_error = getattr(torch, "AcceleratorError", None)
-    return (accelerator_error is not None and isinstance(error, accelerator_error)) or "CUDA error" in str(error)
+    is_torchs = accelerator_error is not None and isinstance(error, accelerator_error)
+    return is_torchs or any(words in str(error) for words in _DRIVERS_WORDS)
 
 
 def _resolve(future: asyncio.Future[Any], answer: Any, error: BaseException | None) -> None:

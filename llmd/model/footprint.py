@@ -233,9 +233,6 @@ def _reserve_exactly(
     return weights + adapters + working + RESERVE_BYTES
 
 
-reserve_host = reserve_memory
-
-
 def _gpu_memory(device: torch.device) -> HostMemory:
     now = device_memory(device)
     why = f"of {show(now.total_bytes)}, others have {show(now.outside_bytes + now.allocated_bytes)}"

@@ -173,6 +173,11 @@ class DecodeGraphs:
         return getattr(self._capture, "num_bytes", 0)
 
     @property
+    def num_recorded(self) -> int:
+        """How many there are."""
+        return len(self._graphs)
+
+    @property
     def num_sizes(self) -> int:
         """How many there will be without adapters."""
         return len(self._sizes)

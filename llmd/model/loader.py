@@ -1,7 +1,7 @@
 """From files to a module with weights: built without memory, each tensor read, cast and placed one at a time.
 
     config.json ─► ArchitectureConfig ─► architecture.build(config, layers) on the meta device
-    checkpoint  ─► tensor by tensor ─► the slot of that name ─► the layer's memory, cast on the way
+    checkpoint  ─► tensor by tensor ─► the slot of that name ─► the layer's memory, cast on the way (to a GPU: device_stream)
                    the last tensor of a layer ─► layer.finish_weights() (repack, quantize), the original freed
 
 So the peak is the weights and what one shard needs, whatever the number of shards.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,12 +21,14 @@ from torch import nn
 from llmd.config import ModelConfig
 from llmd.engine.executor import LoadProgress
 from llmd.errors import ModelError
+from llmd.model import kernels_ahead
 from llmd.model.adapter_merging import merge
 from llmd.model.attention import AttentionBackend
 from llmd.model.blueprint import Blueprint, build_module
 from llmd.model.blueprint import plan_model as plan_model
 from llmd.model.blueprint import select_device as select_device
 from llmd.model.config import ArchitectureConfig
+from llmd.model.device_stream import DeviceStream, can_stream
 from llmd.model.layers import Layer, Layers, Shard
 from llmd.model.parts import ModelParts as ModelParts
 from llmd.model.prepacked import Prepacked
@@ -85,7 +88,8 @@ def load_model(
     prepacked = open_prepacked(model, path, parts, checkpoint, shard, layers) if memory is not None else None
     try:
         restored = prepacked.restore(memory, report) if prepacked is not None and memory is not None else set()
-        fill(module, slots, checkpoint, report, ignored, memory=memory, whole=restored)
+        with _way_to(blueprint.device, model) as stream:
+            fill(module, slots, checkpoint, report, ignored, memory=memory, whole=restored, stream=stream)
         if prepacked is not None:
             prepacked.save()
     finally:
@@ -93,6 +97,8 @@ def load_model(
         if memory is not None:
             memory.close()
         trim_heap()
+    if blueprint.device.type == "cuda":
+        kernels_ahead.wait()  # what comes next launches them
     return LoadedModel(
         module=module,
         config=blueprint.config,
@@ -106,6 +112,11 @@ def load_model(
         num_kv_layers=blueprint.num_kv_layers,
         states=blueprint.states,
     )
+
+
+def _way_to(device: torch.device, model: ModelConfig) -> AbstractContextManager[DeviceStream | None]:
+    """Weights are streamed to a GPU, unless an adapter changes them on the host."""
+    return DeviceStream(device) if can_stream(device) and model.merge_adapter is None else nullcontext()
 
 
 def build_empty(

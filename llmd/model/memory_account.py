@@ -113,9 +113,10 @@ class MemoryAccount:
             ("device", self.device_bytes), ("others", self.others_bytes), ("share", self.limit_bytes),
             ("weights", self.weights_bytes), ("adapters", self.adapter_bytes), ("activations", self.activation_bytes),
             ("graphs", self.graph_bytes), ("outside torch", self.outside_bytes), ("reserve", self.reserve_bytes),
-            ("states", self.state_bytes),
         )  # fmt: skip
         yield from (Row(name, size, True, self.notes.get(name, "")) for name, size in sizes if size)
+        if self.state_bytes:
+            yield Row("states", self.state_bytes, True, f"{show(self.state_bytes // self.max_num_seqs)} for each row")
         if self.state_bytes and not self.block_bytes:
             yield Row("sequences", self.max_num_seqs, False, "run at once")
         if not self.block_bytes:

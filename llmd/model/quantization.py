@@ -9,21 +9,23 @@ import torch
 from torch import nn
 
 from llmd.errors import ModelError
-from llmd_kernels.linear import linear
+from llmd_kernels.linear import gated_linear, linear
 
 if TYPE_CHECKING:
     from llmd.model.layers.embedding import Embedding
-    from llmd.model.layers.linear import Linear
+    from llmd.model.layers.linear import Activation, Linear
 
 
 class QuantMethod(Protocol):
     """Owns the parameters of the linears that it is given.
 
     A method that can also give a weight back, [out, in] in any float dtype, has a `dense_weight(layer)`: DoRA needs it.
+    One that can apply a gated activation in the same go has `apply_activated(layer, x, activation)`.
     One whose `finish_weights` takes time has `packed_facts(layer)` → a dict of what JSON can say of the packed weight, and
     `restore_weights(layer, facts)`, called instead of `finish_weights` at a later start: the
     parameters and buffers that it left are back, and so are the facts. One that computes with what was loaded says
-    `keeps_weights = True`.
+    `keeps_weights = True`. One whose weight is of a format that `llmd_kernels.experts` multiplies gives it, without a bias,
+    by `expert_weight(layer)`: then the experts of a layer are computed all at once.
     """
 
     def create_weights(self, layer: Linear) -> None:
@@ -86,7 +88,15 @@ class Unquantized:
         """x Wᵀ + b."""
         return linear(x, layer.weight, layer.bias)
 
+    def apply_activated(self, layer: Linear, x: torch.Tensor, activation: Activation) -> torch.Tensor:
+        """act(x Wᵀ + b), W being gates and ups."""
+        return gated_linear(x, layer.weight, layer.bias, activation)
+
     def dense_weight(self, layer: Linear) -> torch.Tensor:
+        """The weight."""
+        return layer.weight
+
+    def expert_weight(self, layer: Linear) -> torch.Tensor:
         """The weight."""
         return layer.weight
 

@@ -29,11 +29,12 @@ from llmd.model.adapters import read_adapter
 from llmd.model.bandwidth import memory_bandwidth
 from llmd.model.batch import Batch, RowArrays
 from llmd.model.device_memory import Peak, peak_bytes
-from llmd.model.footprint import reserve_host, step_bytes, weight_bits
+from llmd.model.footprint import reserve_memory, step_bytes, weight_bits
 from llmd.model.graphs import Capture, DecodeGraphs, Key, capture_for
-from llmd.model.kv_tensors import KVTensors, show
+from llmd.model.kv_tensors import KVTensors, NoRoom, show
 from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
+from llmd.model.out_of_memory import is_out_of_memory
 from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
 from llmd.model.pending_step import PendingStep
 from llmd.model.pooler import Head, Pooler
@@ -77,9 +78,7 @@ class Runner:
             kv_cache_dtype=self._cache.kv_cache_dtype,
         )
         sizing = self._sizing = PoolSizing(self._cache, self._scheduler, blueprint, self._config.max_model_len)
-        used = 0
-        if blueprint.device.type == "cpu":
-            used = reserve_host(self._config, self._cache, self._scheduler, self._path, self._parts, blueprint)
+        used = reserve_memory(self._config, self._cache, self._scheduler, self._path, self._parts, blueprint)
         sizes = sizing.before_weights(used)
         self._cache, self._dtype = sizing.cache, sizing.dtype
         self._model = load_model(
@@ -323,6 +322,9 @@ class Runner:
         """Record a kind of decode step that is lacking, while there is nothing else to do; True once there is none."""
         if (key := self._graphs.lacking(self._adapters.present_variant)) is not None:
             self._record(key)
+        elif self._graphs.num_bytes:
+            told = show(self._graphs.num_bytes), show(self._graph_bytes) if self._graph_bytes else "nothing"
+            log.info("all %d decode graphs are there: they took %s, %s was reckoned", self._graphs.num_recorded, *told)
         return key is None
 
     @property
@@ -357,13 +359,13 @@ class Runner:
         return self._model.module.logits(hidden)  # type: ignore[operator]
 
     def _apply(self, plan: StepPlan) -> None:
-        """Rows go, adapters take slots, rows come and get tokens, blocks are copied; blocks come with the batch."""
+        """Rows go and come, adapters take slots, rows get tokens, blocks are copied; blocks come with the batch."""
         for row in plan.released:
             self._release(row)
-        for load in plan.adapter_loads:
-            self._adapters.fill(load.slot, load.adapter_id)
         for admit in plan.admitted:
             self._admit(admit)
+        for load in plan.adapter_loads:  # may find no memory: rows are there all the same
+            self._adapters.fill(load.slot, load.adapter_id)
         if plan.token_updates:
             self.rows.update_tokens(plan.token_updates)
         if plan.block_copies:
@@ -484,9 +486,11 @@ class Runner:
         self.kv.refill()
         try:
             self.states.refill()
-        except torch.OutOfMemoryError:
+        except Exception as error:
             self.release_kv()
-            raise
+            if not is_out_of_memory(error):
+                raise
+            raise NoRoom(f"{self.device} has no {show(self.states.num_bytes)} for states of rows") from error
 
     def close(self) -> None:
         """Drop every tensor."""

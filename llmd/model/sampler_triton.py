@@ -34,10 +34,11 @@ class _Table:
     def __init__(self, num_rows: int, device: torch.device) -> None:
         self._host = np.zeros(7 * num_rows, np.int64)
         self._device = torch.zeros(7 * num_rows, dtype=torch.int64, device=device)
-        values, seeds, facts = np.split(self._host, [4 * num_rows, 5 * num_rows])
+        # In this order each begins where sixteen bytes can be loaded at once.
+        values, facts, seeds = np.split(self._host, [4 * num_rows, 6 * num_rows])
         self._values, self._seeds = values.view(np.float64).reshape(num_rows, 4), seeds
         self._facts = facts.view(np.float32).reshape(num_rows, 4)
-        there, their_seeds, their_facts = self._device.split([4 * num_rows, num_rows, 2 * num_rows])
+        there, their_facts, their_seeds = self._device.split([4 * num_rows, 2 * num_rows, num_rows])
         self.knobs = Knobs(their_seeds, there.view(torch.float64).view(num_rows, 4))
         self.facts = their_facts.view(torch.float32).view(num_rows, 4)
         self._facts[:] = 0, 1, 0, 0  # of lines that nobody took: no penalties

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import sys
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
 from typing import Protocol
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 
 from llmd.engine.executor import LoadProgress
 from llmd.errors import ModelError
+from llmd.model.device_stream import DeviceStream, TensorPlace
 from llmd.model.layers import Embedding, Layer, Linear, LMHead, WeightSlot
 from llmd.model.quantization import Quantization, Unquantized
 from llmd.model.weight_memory import WeightMemory
@@ -32,6 +34,13 @@ class Checkpoint(Protocol):
 
     def close(self) -> None:
         """Let go of the files."""
+
+
+class PlacedCheckpoint(Checkpoint, Protocol):
+    """One that may also say where tensors lie in files, as they are: on a GPU they are streamed from there."""
+
+    def places(self, wanted: Mapping[str, WeightSlot]) -> Sequence[TensorPlace]:
+        """Each wanted tensor's place, file by file and in the order of the files."""
 
 
 def prepare_slots(module: nn.Module, quantization: Quantization | None) -> dict[str, Slot]:
@@ -94,10 +103,12 @@ def fill(
     *,
     memory: WeightMemory | None = None,
     whole: Collection[nn.Module] = (),
+    stream: DeviceStream | None = None,
 ) -> None:
     """Read every slot's tensor, and finish each layer as soon as it is whole; `ignored` are patterns of other tensors.
 
     memory: where a CPU's weights are kept.
+    stream: the way to a GPU; slots are then handed tensors that are there.
     whole: layers that need nothing of the checkpoint, which must hold their tensors all the same.
     """
     wanted = match_names(module, slots, checkpoint.infos(), ignored)
@@ -105,8 +116,9 @@ def fill(
     missing = Counter(slot.module for slot in wanted.values())
     trim = _Trimming(sum(slot.num_bytes for slot in wanted.values()))
     done, ready = 0, None
-    with torch.inference_mode():
-        for name, tensor, phase in checkpoint.tensors({name: slot.slot for name, slot in wanted.items()}):
+    arriving = _arriving(checkpoint, {name: slot.slot for name, slot in wanted.items()}, stream)
+    with torch.inference_mode(), contextlib.closing(arriving):
+        for name, tensor, phase in arriving:
             _finish(ready, memory)  # not before the checkpoint has let go of the layer's last tensor: that is memory too
             slot = wanted[name]
             if not is_shape(tuple(tensor.shape), slot.slot.shape):
@@ -122,6 +134,22 @@ def fill(
     unfilled = [name for name, slot in wanted.items() if missing[slot.module]]
     if unfilled:
         raise ModelError(f"the checkpoint lacks {some(unfilled)}")
+
+
+def _arriving(
+    checkpoint: Checkpoint, wanted: Mapping[str, WeightSlot], stream: DeviceStream | None
+) -> Generator[tuple[str, torch.Tensor, str], None, None]:
+    """The checkpoint's tensors, on the device where there is a way to it."""
+    places = getattr(checkpoint, "places", None)
+    if stream is None:
+        yield from checkpoint.tensors(wanted)
+    elif places is not None:
+        yield from stream.read(places(wanted))
+    else:
+        for name, tensor, phase in checkpoint.tensors(wanted):
+            there = stream.send(tensor)
+            del tensor
+            yield name, there, phase
 
 
 def _finish(module: nn.Module | None, memory: WeightMemory | None) -> None:

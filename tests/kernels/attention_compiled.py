@@ -1,75 +1,105 @@
-"""Compiles the Triton kernels of attention and of one token each ahead of time; prints by target and kernel what is wrong.
+"""Compiles the Triton kernels of attention and of one token each as their wrappers launch them; prints by target and kernel
+what is wrong and, where there is a disassembler, what sm_90's machine code is like.
 
 Every kernel must fit the device's shared memory and spill at most MAX_SPILLS bytes a thread.
 """
 
 import json
 
-from kernels.compiling import TARGETS, trouble
+import torch
+from kernels.compiling import TARGETS, TOOLS, facts, launches, unfit
 
-from llmd_kernels.paged_attention import table
+from llmd_kernels.embedding import triton as embedding_kernels
+from llmd_kernels.paged_attention import AttentionCall
 from llmd_kernels.paged_attention import triton as attention
-from llmd_kernels.rms_norm import triton as norm
-from llmd_kernels.rotary import triton as rotary
-from llmd_kernels.silu_mul import triton as activation
-from llmd_kernels.store_kv import triton as store
+from llmd_kernels.quantized_kv import half_bytes, view_quantized
+from llmd_kernels.rms_norm import triton as norm_kernels
+from llmd_kernels.rotary import triton as rotary_kernels
+from llmd_kernels.silu_mul import triton as activation_kernels
+from llmd_kernels.store_kv import triton as store_kernels
 
-POINTERS = {
-    "out": "*bf16", "q": "*bf16", "k": "*bf16", "v": "*bf16", "x": "*bf16", "residual": "*bf16", "weight": "*bf16",
-    "q_weight": "*bf16", "k_weight": "*bf16", "block_table": "*i32", "rows": "*i64", "query_start": "*i32",
-    "seq_lens": "*i32", "sinks": "*fp32", "slopes": "*fp32", "tops": "*fp32", "totals": "*fp32", "parts": "*fp32",
-    "positions": "*i64", "slots": "*i64", "cos_sin": "*fp32",
-}  # fmt: skip
-FLOATS = {"scale", "soft_cap", "eps"}
-CACHES = {0: ("*bf16", "*bf16"), 1: ("*i8", "*i16"), 2: ("*u8", "*i16")}  # by kind: data, scales
-# strides and sizes that are multiples of 16 for common models: loads are as wide as they will be
-ALIGNED = {
-    "q_stride", "k_stride", "v_stride", "v_offset", "block_stride", "token_stride", "scale_v_offset", "scale_stride",
-    "head_dim", "dim", "outer_stride", "inner_stride",
-}  # fmt: skip
-PLAIN = {"HAS_CAP": False, "HAS_SINKS": False, "HAS_ALIBI": False}
-EVERYTHING = {"HAS_CAP": True, "HAS_SINKS": True, "HAS_ALIBI": True}
+META, BF16, INT8, FP8 = torch.device("meta"), torch.bfloat16, torch.int8, torch.float8_e4m3fn
+LAYERS, BLOCK_SIZE = 24, 16
+SHAPES = {"0.5B": (14, 2, 64), "7B": (28, 4, 128), "8B": (32, 8, 128), "256": (16, 8, 256)}
 
 
-def attention_kernels(device):
-    """Decode and prefill by the tables: head dim, query heads a KV head, kind of cache, what else."""
-    shapes = [(64, 7, 0, PLAIN), (128, 8, 2, EVERYTHING)]
+def empty(*shape, dtype=BF16):
+    return torch.empty(shape, dtype=dtype, device=META)
+
+
+def cache(kv_heads, dim, dtype):
+    """A layer's view of a pool."""
+    shape = (2, BLOCK_SIZE, kv_heads, dim)
+    if dtype not in (INT8, FP8):
+        return empty(9, LAYERS, *shape, dtype=dtype)[:, 1]
+    return view_quantized(empty(9, LAYERS, 2, half_bytes(shape), dtype=torch.uint8)[:, 1], shape, dtype)
+
+
+def heads_of(shape, num_tokens):
+    """q, k and v side by side, as one product leaves them."""
+    heads, kv_heads, dim = shape
+    qkv = empty(num_tokens, heads + 2 * kv_heads, dim)
+    return qkv[:, :heads], qkv[:, heads : heads + kv_heads], qkv[:, heads + kv_heads :]
+
+
+def call(shape, dtype, count, **extras):
+    """64 rows of one token, or two of `count`."""
+    rows = 64 if count == 1 else 2
+    given = {name: empty(shape[0], dtype=torch.float32) if tensor else value for name, (tensor, value) in extras.items()}
+    return AttentionCall(
+        heads_of(shape, rows * count)[0], cache(*shape[1:], dtype), empty(257, 512, dtype=torch.int32),
+        empty(rows, dtype=torch.int64), empty(rows + 1, dtype=torch.int32), empty(rows, dtype=torch.int32), count,
+        shape[2] ** -0.5, **given,
+    )  # fmt: skip
+
+
+EVERYTHING = {"window": (False, 4096), "soft_cap": (False, 30.0), "sinks": (True, None), "alibi_slopes": (True, None)}
+
+
+def attention_cases(device):
+    """Decode and, launched by the same call of rows with more tokens, prefill: shape, dtype of the cache, what else."""
+    yield "0.5B", BF16, {}
+    yield "8B", FP8, EVERYTHING
     if device == "sm_90":
-        shapes += [(128, 4, 1, PLAIN), (256, 2, 0, PLAIN)]
-    for dim, group, kind, extras in shapes:
-        common = {"GROUP": group, "KIND": kind, "BLOCK_SIZE": 16, "BLOCK_D": dim, **extras}
-        for is_prefill in (False, True):
-            shape = table.tiles(device, dim, is_prefill=is_prefill)
-            kernel = attention.prefill if is_prefill else attention.decode
-            own = {"BLOCK_Q": shape.block_m // group} if is_prefill else {"SPLITS": 8}
-            tiles = {"BLOCK_M": shape.block_m, "BLOCK_N": shape.block_n}
-            options = {"num_warps": shape.num_warps, "num_stages": shape.num_stages}
-            yield f"{kernel.fn.__name__} {dim} {kind}", kernel, {**common, **own, **tiles}, options
+        yield from (("7B", INT8, {}), ("8B", BF16, {}), ("256", BF16, {}))
 
 
-def other_kernels():
-    yield "join", attention.join, {"SPLITS": 32, "BLOCK_D": 128}, {}
-    yield "rotary", rotary.turn, {"BLOCK": 64}, {"num_warps": 1}
-    yield "add_rms_norm", norm.normalise, {"ADD": True, "BLOCK": 8192}, {"num_warps": 8}
-    yield "gelu_mul", activation.gate_up, {"KIND": 1, "BLOCK": 1024}, {}
-    constants = {"HAS_NORM": True, "TURNS": True, "KIND": 2, "BLOCK_SIZE": 16, "BLOCK_D": 128}
-    yield "rotary_store_kv 2", store.rotate_and_store, constants, {"num_warps": 1}
+def attend(device):
+    """By name, what attention launches."""
+    target = TARGETS[device][0]
+    for name, dtype, extras in attention_cases(device):
+        with launches(target) as made:
+            attention.paged_attention(call(SHAPES[name], dtype, 512, **extras), device=device)
+        yield from ((f"{launch.name} {name} {dtype} {len(extras)}", launch) for launch in made)
 
 
-def types_of(kernel, constants):
-    types = {**POINTERS, **dict.fromkeys(FLOATS, "fp32")}
-    types["cache"], types["scales"] = CACHES[constants.get("KIND", 0)]
-    return {**types, "out": "*fp32"} if kernel is attention.decode else types
+def of_one_token(device):
+    """By name, what the other kernels launch."""
+    with launches(TARGETS[device][0]) as made:
+        for name, dtype in (("0.5B", BF16), ("8B", FP8), ("7B", INT8)):
+            (q, k, v), slots = heads_of(SHAPES[name], 64), empty(64, dtype=torch.int64)
+            dim, kv = q.shape[2], cache(*SHAPES[name][1:], dtype)
+            table, weight = empty(4096, dim, dtype=torch.float32), empty(dim)
+            norms = (weight, weight, 1e-6) if dtype == FP8 else None
+            store_kernels.rotary_store_kv(q, k, v, kv, slots, slots, table, norms)
+        store_kernels.store_kv(k, v, kv, slots)
+        rotary_kernels.rotary(q, k, slots, table[:, :64])
+        norm_kernels.rms_norm(empty(64, 896), empty(896), 1e-6)
+        norm_kernels.add_rms_norm(empty(64, 8192), empty(64, 8192), empty(8192), 1e-6)
+        for kind in (activation_kernels.SILU, activation_kernels.GELU):
+            activation_kernels.activate(empty(64, 2 * 4864), kind)
+        embedding_kernels.embedding(empty(64, dtype=torch.int64), empty(1024, 896))
+    yield from ((f"{launch.name} {index}", launch) for index, launch in enumerate(made))
 
 
-print(
-    json.dumps(
-        {
-            device: {
-                name: trouble(kernel, types_of(kernel, constants), constants, options, *target, multiples=ALIGNED)
-                for name, kernel, constants, options in (*attention_kernels(device), *other_kernels())
-            }
-            for device, target in TARGETS.items()
-        }
-    )
-)
+def all_kernels(device):
+    return {**dict(attend(device)), **dict(of_one_token(device))}
+
+
+compiled = {device: all_kernels(device) for device in TARGETS}
+wrong = {
+    device: {name: unfit(launch.built, *TARGETS[device]) for name, launch in kernels.items()}
+    for device, kernels in compiled.items()
+}
+code = {name: facts(launch.built) for name, launch in compiled["sm_90"].items()} if (TOOLS / "nvdisasm").exists() else None
+print(json.dumps({"wrong": wrong, "code": code}))

@@ -5,12 +5,13 @@ import json
 import torch
 from kernels.attention_calls import make_call
 
-from llmd_kernels.paged_attention import reference, triton
+from llmd_kernels.paged_attention import reference, table, triton
 
+LONG = ([700, 3, 1000, 1, 90], [1, 1, 1, 1, 1])  # 11 + 1 + 16 + 1 + 2 tiles, a program's least is two
 DECODE, MIXED = ([5, 130, 77, 1], [1, 1, 1, 1]), ([5, 150, 77, 9], [5, 1, 70, 1])
 F16, I8, F8 = torch.float16, torch.int8, torch.float8_e4m3fn
 ALL = {"soft_cap": 2.0, "alibi_slopes": torch.full((6,), 0.1), "sinks": torch.arange(6) - 2.0, "window": 21}
-# rows, (heads, KV heads, head dim, block size), dtypes of q and cache, splits, what else
+# rows, (heads, KV heads, head dim, block size), dtypes of q and cache, programs of decode, what else
 CASES = {
     "decode, odd group": (DECODE, (7, 1, 64, 16), torch.float32, None, 1, {}),
     "decode in splits": (DECODE, (6, 2, 20, 3), torch.float32, None, 4, {}),
@@ -22,6 +23,12 @@ CASES = {
     "decode, int8": (DECODE, (6, 2, 20, 3), torch.float32, I8, 4, {}),
     "decode, fp8": (DECODE, (6, 2, 20, 3), torch.float32, F8, 4, ALL),
     "decode, int8 of half": (DECODE, (6, 2, 64, 16), F16, I8, 1, {}),
+    "long rows, whole": (LONG, (4, 2, 16, 16), torch.float32, None, 1, {}),
+    "long rows, in two": (LONG, (4, 2, 16, 16), torch.float32, None, 2, {}),
+    "long rows, in parts": (LONG, (4, 2, 16, 16), torch.float32, None, 7, {"window": 900}),
+    "long rows, more programs than work": (LONG, (4, 2, 16, 16), torch.float32, None, 90, {}),
+    "long rows, sinks of half": (LONG, (4, 2, 16, 16), F16, None, 9, {"sinks": torch.arange(4) - 2.0}),
+    "long rows, fp8 of half": (LONG, (4, 2, 16, 16), F16, F8, 9, {}),
     "mixed": (MIXED, (6, 2, 20, 3), torch.float32, None, 2, {}),
     "mixed, everything": (MIXED, (6, 2, 20, 3), torch.float32, None, 2, ALL),
     "mixed of half, odd group": (MIXED, (7, 1, 64, 16), F16, None, 1, {"window": 33}),
@@ -30,12 +37,19 @@ CASES = {
     "mixed, int8": (MIXED, (6, 2, 20, 3), torch.float32, I8, 2, {"window": 40}),
     "a cache of another dtype": (MIXED, (6, 2, 20, 3), F16, torch.float32, 2, {}),
 }
+IN_COLUMNS = ("decode, everything", "decode, int8 of half", "long rows, in parts", "long rows, fp8 of half", "mixed")
+table.JOINED = 512  # so that what is joined comes in several goes
 
-errors = {}
-for name, (rows, heads, dtype, kv_dtype, splits, extras) in CASES.items():
+
+def error_of(rows, heads, dtype, kv_dtype, programs, extras):
     call = make_call(*rows, *heads, dtype, kv_dtype, **extras)
-    actual = triton.paged_attention(call, splits, "gfx942").double()
+    actual = triton.paged_attention(call, programs, "gfx942").double()
     expected = reference.paged_attention(call).double()
-    assert not actual.isnan().any(), name
-    errors[name] = float((actual - expected).abs().max() / expected.abs().max())
-print(json.dumps(errors))
+    assert not actual.isnan().any()
+    assert not triton._counters(call.q.device).any()
+    return float((actual - expected).abs().max() / expected.abs().max())
+
+
+errors = {name: error_of(*case) for name, case in CASES.items()}
+triton.ONE_BY_ONE = None  # heads as columns, as decode has them where it reads words
+print(json.dumps({**errors, **{f"{name}, in columns": error_of(*CASES[name]) for name in IN_COLUMNS}}))

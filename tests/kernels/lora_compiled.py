@@ -1,42 +1,31 @@
-"""Compiles the Triton kernels ahead of time and prints for each target which of them did, within its shared memory."""
+"""Compiles the Triton kernels ahead of time, by what their wrapper launches; prints by target what is wrong with them."""
 
 import json
-import re
 
-import triton
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
+import torch
+from kernels.compiling import TARGETS, launches, unfit
 
+from llmd_kernels.lora import LoraRows, LoraWeights
 from llmd_kernels.lora import triton as kernels
 
-TYPES = {
-    "hidden": "*fp32", "x": "*bf16", "y": "*bf16", "a": "*bf16", "b": "*bf16", "ranks": "*i32", "tokens": "*i32",
-    "starts": "*i32", "part_starts": "*i32",
-}  # fmt: skip
-BLOCKS = {"SPLIT": 8, "BLOCK_M": 16, "BLOCK_K": 64, "BLOCK_N": 128, "BLOCK_R": 64, "BLOCKS": 7}
-TARGETS = {
-    "sm_80": (GPUTarget("cuda", 80, 32), 163 << 10),
-    "sm_90": (GPUTarget("cuda", 90, 32), 227 << 10),
-    "gfx942": (GPUTarget("hip", "gfx942", 64), 64 << 10),
-}
+SLOTS, DEPTH, WIDTH = 4, 3584, 4608
 
 
-def compiles(kernel, target, shared):
-    """Whether a kernel compiles for a target without spilling registers."""
-    names = kernel.arg_names
-    signature = {name: "constexpr" if name in BLOCKS else TYPES.get(name, "i32") for name in names}
-    constants = {(index,): BLOCKS[name] for index, name in enumerate(names) if name in BLOCKS}
-    aligned = {(index,): [["tt.divisibility", 16]] for index, name in enumerate(names) if name in TYPES}
-    built = triton.compile(ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=aligned), target=target)
-    spills = [int(count) for count in re.findall(r"vgpr_spill_count: +(\d+)", str(built.asm.get("amdgcn", "")))]
-    return built.metadata.shared <= shared and not any(spills)
+def call(rows, rank):
+    a, b = torch.empty(SLOTS, 3, rank, DEPTH).bfloat16(), torch.empty(SLOTS, rank, WIDTH).bfloat16()
+    weights = LoraWeights(a, b, torch.zeros(SLOTS, 3, dtype=torch.int32), (0, 3584, 4096, WIDTH))
+    slots = LoraRows(torch.zeros(rows, dtype=torch.int32), torch.zeros(SLOTS + 1, dtype=torch.int32), ())
+    x, y = torch.empty(rows, DEPTH).bfloat16(), torch.empty(rows, WIDTH).bfloat16()
+    kernels.add_lora(y, x, weights, slots)
 
 
-print(
-    json.dumps(
-        {
-            name: {kernel.fn.__name__: compiles(kernel, *target) for kernel in (kernels.shrink, kernels.expand)}
-            for name, target in TARGETS.items()
-        }
-    )
-)
+def compiled(target, shared):
+    found = {}
+    for rows, rank in ((1, 16), (64, 64), (4096, 64)):
+        with launches(target) as made:
+            call(rows, rank)
+        found |= {f"{launch.name}, {rows} rows of rank {rank}": unfit(launch.built, target, shared) for launch in made}
+    return found
+
+
+print(json.dumps({name: compiled(*target) for name, target in TARGETS.items()}))

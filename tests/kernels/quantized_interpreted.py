@@ -22,6 +22,11 @@ def compare(name, actual, expected):
 
 # rows, width, depth, bits, group size, with offsets, in another order: few rows are split, odd groups are not even
 GROUPED = [
+    (3, 70, 512, 4, 128, True, False),
+    (2, 40, 300, 4, 96, True, False),
+    (40, 40, 192, 8, 64, True, True),
+    (66, 34, 256, 4, 128, False, False),
+    (70, 20, 224, 4, 32, True, False),
     (1, 40, 1088, 4, 64, False, False),
     (3, 70, 600, 4, 32, True, True),
     (20, 66, 100, 4, 100, False, False),
@@ -52,7 +57,7 @@ for rows, width, depth, block, activations in [
 ]:
     for dtype in (torch.float32, torch.float16):
         x, weight, scale, bias = made_fp8(rows, width, depth, block, dtype)
-        grid, height, columns = fp8_linear._grid(weight, scale, block)
+        grid, height, columns = fp8_linear.grid_of(weight, scale, block)
         tokens, x_scale = x, None
         if activations != "float":
             step = columns if activations == "group" else depth
@@ -63,6 +68,16 @@ for rows, width, depth, block, activations in [
             f"fp8 {rows} {width} {depth} {block} {activations} {dtype}",
             fp8.linear(*arguments), fp8_linear.reference.linear(*arguments),
         )  # fmt: skip
+for columns, given in ((64, None), (150, None), (150, 0.01)):
+    x = torch.randn(5, 300)[:, :150] * torch.tensor([1.0, 1e-3, 1e4, 0.0, 1.0])[:, None]
+    x_scale = None if given is None else torch.tensor(given)
+    rounded, scales = fp8.quantize(x, columns, x_scale, -(-150 // columns))
+    expected, expected_scales = fp8_linear.reference.quantize(x, columns, x_scale, -(-150 // columns))
+    assert torch.equal(scales, expected_scales)
+    same = rounded.float() == expected.float()  # but for quotients that round one way or another
+    assert same.float().mean() > 0.98
+    assert ((rounded - expected).abs() <= expected.abs() / 8 + 2**-9).all()
+    assert torch.equal(rounded.to(torch.float8_e4m3fn).float(), rounded.float())
 every = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn)
 stored = every[~torch.isnan(every.float())].unsqueeze(1)
 widened = fp8.linear(torch.ones(1, 1), None, stored, torch.ones(1, 1), stored.shape[0], 1, None)[0]
@@ -79,4 +94,7 @@ for rows, width, depth, x_scale, x_zero in [(1, 33, 300, None, 0), (20, 70, 130,
     compare(f"int8 {rows} {width} {depth}", int8.int8_linear(x, weight, scale, sums, bias, given, x_zero), expected)
 x[3, 7] = float("nan")
 assert torch.isnan(int8.int8_linear(x, weight, scale, sums, bias, None, 0)).all(1).nonzero().tolist() == [[3]]
+x[2, 5], x[4, 1] = float("inf"), float("nan")
+rows = fp8.quantize(x, 64, None, 1)[1]
+assert torch.isnan(rows).any(1).nonzero().flatten().tolist() == sorted({2, 3, 4})
 print(json.dumps(errors))

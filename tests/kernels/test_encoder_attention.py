@@ -25,7 +25,7 @@ def test_against_the_reference(window, heads, kv_heads, dim):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("window", [None, 5, 100])
 def test_one_launch_on_a_gpu(window, dtype):

@@ -2,9 +2,12 @@
 
 import pytest
 import torch
+from kernels.test_lora import run_script
+from model.fake_cuda import fake_cuda
 
 from llmd_kernels import native
-from llmd_kernels.linear import linear, ways
+from llmd_kernels.linear import gated_linear, linear, table, ways
+from llmd_kernels.silu_mul import gelu_mul, silu_mul
 
 SIZES = [  # rows, width, depth
     (1, 1, 1), (1, 7, 33), (2, 130, 896), (3, 66, 31), (4, 5, 4865), (5, 65, 100), (7, 33, 1537), (8, 9, 70), (17, 18, 64),
@@ -107,3 +110,104 @@ def test_the_way_is_chosen_by_what_the_processor_has():
     assert ways.choose(has_amx=False, capability="AVX512") == ways.ALL
     assert ways.choose(has_amx=True, capability="AVX512") == 8
     assert ways.choose(has_amx=False, capability="AVX2") == ways.choose(has_amx=False, capability="DEFAULT") == 0
+
+
+@pytest.mark.parametrize("activation", [silu_mul, gelu_mul, lambda x: x[:, :3]])
+def test_a_gated_product_is_the_activation_of_the_plain_one(activation):
+    x, weight, bias = made(5, 12, 48)
+    assert torch.equal(gated_linear(x, weight, bias, activation), activation(linear(x, weight, bias)))
+
+
+def test_triton_in_the_interpreter():
+    errors = run_script("linear_interpreted.py", TRITON_INTERPRET="1")
+    assert len(errors) > 15
+    assert max(errors.values()) < 1e-6, errors
+
+
+@pytest.mark.parametrize("target", ["sm_80", "sm_90", "gfx942"])
+def test_triton_compiles_and_reads_the_weight_wide(target):
+    for case, trouble in run_script("linear_compiled.py", TRITON_INTERPRET="0", LLMD_TEST_TARGET=target).items():
+        assert not trouble, case
+
+
+def test_tables_have_a_way_for_each_number_of_rows():
+    assert set(table.FIRST) >= set(table._TABLE)
+    for entries in (*table.FIRST.values(), *(entries for widths in table._TABLE.values() for entries in widths.values())):
+        assert len(entries) == len(table.ROWS)
+        for most, tile in zip(table.ROWS, entries, strict=True):
+            assert tile is None or tile.block_m >= most
+            assert tile is None or all(size & (size - 1) == 0 for size in tile[:5])
+    assert all(1 << 62 in widths for widths in table._TABLE.values())
+
+
+def test_a_device_that_was_not_measured_and_many_rows_are_torch_s():
+    assert table.tile_for("sm_120", 1, 4096) is None
+    assert table.tile_for("sm_90", 0, 4096) is table.tile_for("sm_90", 65, 4096) is None
+    assert table.tile_for("sm_90", 1, 1 << 40) is not None
+
+
+@pytest.mark.parametrize(
+    ("blocks", "depth", "shares"),
+    [(56, 3584, 4), (72, 3584, 4), (592, 3584, 1), (56, 18944, 8), (14, 896, 1), (14, 4864, 8), (1, 64, 1)],
+)
+def test_the_depth_is_shared_until_the_device_is_full(blocks, depth, shares):
+    tile = table.FIRST["sm_90"][4]
+    assert table.num_shares(tile.shares, blocks, -(-depth // tile.block_k), 132) == shares
+
+
+@pytest.mark.parametrize(("rows", "launched"), [(1, ["fma"]), (2, ["fma"]), (3, []), (64, []), (65, [])])
+def test_a_gpu_launches_one_kernel_or_torch_s(rows, launched):
+    pytest.importorskip("triton")
+    with fake_cuda() as device:
+        weight, bias = (torch.empty(size, dtype=torch.bfloat16, device="cuda") for size in ((9728, 896), (9728,)))
+        x = torch.empty(rows, 896, dtype=torch.bfloat16, device="cuda")
+        y = linear(x, weight, bias, out_dtype=torch.float32)
+        assert (y.shape, y.dtype, y.device.type) == ((rows, 9728), torch.float32, "cuda")
+        assert device.launches == launched
+        device.clear()
+        assert gated_linear(x, weight, bias, silu_mul).shape == (rows, 4864)
+        assert device.launches == (launched or ["gate_up"])
+        assert not device.waits
+
+
+@pytest.mark.parametrize("change", [{"dtype": torch.float32}, {"depth": 897}, {"is_transposed": True}])
+def test_weights_that_no_wide_loads_read_are_torch_s(change):
+    pytest.importorskip("triton")
+    dtype, depth = change.get("dtype", torch.bfloat16), change.get("depth", 896)
+    with fake_cuda() as device:
+        weight = torch.empty(depth, 64, dtype=dtype, device="cuda").t() if "is_transposed" in change else None
+        weight = torch.empty(64, depth, dtype=dtype, device="cuda") if weight is None else weight
+        assert linear(torch.empty(1, depth, dtype=dtype, device="cuda"), weight).shape == (1, 64)
+        assert not device.launches
+
+
+def test_what_a_tile_does_not_hold_is_told_before_a_launch():
+    kernels = pytest.importorskip("llmd_kernels.linear.triton")
+    tile, weight = table.FIRST["sm_90"][0], torch.zeros(4, 32).bfloat16()
+    with pytest.raises(ValueError, match="a tile of 1 rows does not hold 2"):
+        kernels.linear(torch.zeros(2, 32).bfloat16(), weight, None, torch.bfloat16, tile)
+    with pytest.raises(ValueError, match="wants 16-bit floats"):
+        kernels.linear(torch.zeros(1, 32), weight.float(), None, torch.float32, tile)
+    with pytest.raises(ValueError, match="wants dense rows at even places"):
+        kernels.linear(torch.zeros(1, 31).bfloat16(), weight[:, 1:], None, torch.bfloat16, tile)
+
+
+GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+
+
+@GPU
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("width", "depth"), [(896, 896), (9728, 896), (896, 4864), (3584, 18944), (2 * 18944, 3584)])
+def test_every_way_on_a_gpu(width, depth, dtype):
+    from llmd_kernels.linear import triton
+
+    torch.manual_seed(0)
+    weight, bias = torch.randn(width, depth, device="cuda").to(dtype), torch.randn(width, device="cuda").to(dtype)
+    for most, tile in zip(table.ROWS, table.FIRST["sm_90"], strict=True):
+        x = torch.randn(most, depth, device="cuda").to(dtype)
+        for _ in range(3):  # arrivals are counted anew
+            y = triton.linear(x, weight, bias, torch.float32, tile)
+            expected = torch.nn.functional.linear(x.float(), weight.float(), bias.float())
+            torch.testing.assert_close(y, expected, rtol=1e-3, atol=1e-3 * depth**0.5)
+        gated = triton.linear(x, weight, bias, torch.float32, tile, triton.SILU)
+        torch.testing.assert_close(gated, silu_mul(y), rtol=1e-4, atol=1e-3)

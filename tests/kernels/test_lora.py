@@ -122,4 +122,5 @@ def test_triton_in_the_interpreter():
 
 def test_triton_compiles_for_gpus_without_spills():
     for target, kernels in run_script("lora_compiled.py", TRITON_INTERPRET="0").items():
-        assert kernels == {"shrink": True, "expand": True}, target
+        assert len(kernels) == 6
+        assert not any(kernels.values()), (target, kernels)

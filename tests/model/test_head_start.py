@@ -15,7 +15,7 @@ def prepared(monkeypatch):
     asked = []
     monkeypatch.setattr(head_start.huge_pages, "prepare", asked.append)
     monkeypatch.setattr(head_start, "_read_ahead", lambda paths: None)
-    monkeypatch.setattr(head_start, "_GPUS", ())
+    monkeypatch.setattr(head_start, "GPU_FILES", ())
     return asked
 
 
@@ -51,8 +51,23 @@ def test_memory_for_what_is_kept(folder, prepared):
 def test_none_for_a_gpu_or_without_files(folder, prepared, tmp_path, monkeypatch):
     begin(folder, device="cuda")
     begin(tmp_path / "cache")
-    monkeypatch.setattr(head_start, "_GPUS", (str(folder),))
+    monkeypatch.setattr(head_start, "GPU_FILES", (str(folder),))
     begin(folder)
+    assert prepared == []
+
+
+@pytest.mark.parametrize(
+    ("free_bytes", "load_format", "names"),
+    [(1 << 30, "auto", ["a.safetensors", "b.safetensors"]), (20000, "auto", []), (1 << 30, "dummy", [])],
+)
+def test_files_for_a_gpu_are_read_ahead_where_memory_holds_them(
+    folder, prepared, monkeypatch, free_bytes, load_format, names
+):
+    read = []
+    monkeypatch.setattr(head_start, "_in_thread", read.extend)
+    monkeypatch.setattr(head_start, "free_memory", lambda: free_bytes)
+    begin(folder, device="cuda", load_format=load_format)
+    assert [path.name for path in read] == names
     assert prepared == []
 
 

@@ -111,12 +111,11 @@ def step(runner, counts, wanted):
 def test_an_amd_device_without_one(path, tmp_path, monkeypatch):
     from llmd.model import kernel_warmup
 
-    monkeypatch.setattr(kernel_warmup, "_TOKENS", (GREEDY,))
-    monkeypatch.setattr(kernel_warmup, "_ODD", ())
+    monkeypatch.setattr(kernel_warmup._Client, "ask", lambda self: None)  # what a start launches
     with in_cache(tmp_path):
         done = warm_up(path, GFX942)
     assert done.failures == ()
-    assert done.num_compiled == len(list(tmp_path.glob("*/*.hsaco"))) > 10
+    assert done.num_compiled == len(list(tmp_path.glob("*/*.hsaco"))) >= 10
     assert torch.version.hip is None
     assert not torch.cuda.is_available()
 
@@ -127,7 +126,7 @@ def test_a_step_that_fails_is_told_and_the_others_go_on(path, compiled, monkeypa
     run = Runner.run
 
     def fail(self, plan, masks=None):
-        if len(plan.rows) == 3:
+        if len(plan.rows) == 3 and plan.step_id > 0:  # none of a start's
             raise RuntimeError("three is too many")
         return run(self, plan, masks)
 
@@ -135,22 +134,21 @@ def test_a_step_that_fails_is_told_and_the_others_go_on(path, compiled, monkeypa
     assert warm_up(path).failures == ("a step of 3 rows: RuntimeError: three is too many",)
 
 
-def test_a_kernel_that_cannot_be_compiled_is_told(path, tmp_path, monkeypatch):
-    from triton.backends.nvidia import compiler
+def test_a_kernel_that_cannot_be_compiled_is_told(path, compiled, monkeypatch):
+    from triton import compiler
 
     from llmd.model import kernel_warmup
 
-    monkeypatch.setattr(kernel_warmup._Client, "ask", lambda self: None)
-    make_cubin = compiler.CUDABackend.make_cubin
+    compile_one = compiler.compile
 
-    def refuse(self, source, metadata, *args):
-        if metadata["name"] == "prefill":
+    def refuse(source, *args, **kwargs):
+        if source.name == "prefill":
             raise RuntimeError("ptxas is ill")
-        return make_cubin(self, source, metadata, *args)
+        return compile_one(source, *args, **kwargs)
 
-    monkeypatch.setattr(compiler.CUDABackend, "make_cubin", refuse)
-    with in_cache(tmp_path):
-        assert warm_up(path).failures == ("RuntimeError: ptxas is ill",)
+    monkeypatch.setattr(kernel_warmup._Client, "ask", lambda self: None)
+    monkeypatch.setattr(compiler, "compile", refuse)
+    assert warm_up(path).failures == ("RuntimeError: ptxas is ill",)
 
 
 def test_pointers_tell_alignment_and_reach():
@@ -171,6 +169,9 @@ def test_the_host_reads_zeros_and_its_own_tensors_stay_real():
         assert (there[1:].shape, there.sum().item(), there.tolist()) == ((4,), 0, [0] * 5)
         there[2] = 7
         assert torch.zeros(5, dtype=torch.int64).copy_(there).sum() == 0
+        assert bool((there > 3).all())
+        assert not bool((there > 3).any())
+        assert torch.tensor([1, 2], device="cuda").is_cuda
         assert there.cpu().sum() == 0
         assert (torch.arange(4) + 1).sum() == 10
         assert torch.cuda.get_device_properties(0).multi_processor_count == 132
@@ -280,7 +281,7 @@ def test_marks_lie_in_tritons_cache(tmp_path, monkeypatch):
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
     """A machine that seems to have one, and where compiling is said to fail at once."""
-    monkeypatch.setattr(kernels_ahead, "_GPUS", (str(tmp_path),))
+    monkeypatch.setattr(kernels_ahead, "GPU_FILES", (str(tmp_path),))
     monkeypatch.setattr(kernels_ahead, "find_target", lambda index: SM_90)
     monkeypatch.setattr(kernels_ahead, "can_compile", lambda: True)
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))

@@ -182,6 +182,31 @@ def test_parts_that_are_kept_in_different_ways():
     assert torch.equal(apart.method.dense_weight(apart), merged.weight)
 
 
+class OneMore:
+    """An adapter."""
+
+    def add(self, x, y):
+        return y + 1
+
+
+@pytest.mark.parametrize("adapters", [None, OneMore()])
+@pytest.mark.parametrize("method", [None, PartMethods([None, Unquantized()])])
+def test_an_activation_follows_what_a_linear_gives(method, adapters):
+    """In one go where its method has one and nothing comes in between, else one after another."""
+    tensors = random_tensors(**{"gate_proj.weight": (10, 24), "up_proj.weight": (10, 24)})
+    layers = make_layers()
+    linear, activation = layers.gate_up(), layers.activation()
+    load(linear, tensors)
+    if method is not None:
+        linear.name, linear.method = "block.linear", method
+        method.create_weights(linear)
+        for slot in linear.weight_slots():
+            if slot.name in tensors:
+                slot.load(tensors[slot.name])
+    linear.adapters, x = adapters, torch.randn(3, 24)
+    assert torch.equal(linear(x, activation), activation(linear(x)))
+
+
 def test_a_head_that_is_kept_as_a_method_does():
     layers = make_layers()
     head, plain = layers.lm_head(layers.embedding()), layers.lm_head(layers.embedding())

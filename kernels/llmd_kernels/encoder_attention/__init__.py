@@ -53,6 +53,8 @@ def encoder_attention(
 @functools.cache
 def _varlen_attention() -> Any:
     """torch's attention over sequences without padding, where this torch has it with all that is needed."""
+    if not torch.backends.cuda.is_flash_attention_available():
+        return None
     try:
         found = import_module("torch.nn.attention.varlen").varlen_attn
     except (ImportError, AttributeError):

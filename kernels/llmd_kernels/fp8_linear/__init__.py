@@ -40,13 +40,17 @@ def fp8_linear(
             f"fp8_linear wants x [M, {weight.shape[1]}] and weight [N, K] float8_e4m3fn, "
             f"got {list(x.shape)} and {weight.dtype} {list(weight.shape)}"
         )
-    grid, height, columns = _grid(weight, scale, block)
+    grid, height, columns = grid_of(weight, scale, block)
     if (activations == "tensor") != (x_scale is not None):
         raise ValueError(f"fp8_linear wants x_scale with activations 'tensor' and only then, got {activations!r}")
-    scales = None
-    if activations != "float":
-        x, scales = reference.quantize(x, columns if activations == "group" else x.shape[1], x_scale, grid.shape[1])
-    return _way(x, columns).linear(x, scales, weight, grid, height, columns, bias)
+    way = _way(x, columns)
+    if activations == "float":
+        return way.linear(x, None, weight, grid, height, columns, bias)
+    step = columns if activations == "group" else x.shape[1]
+    if in_one_go := getattr(way, "linear_of_e4m3", None):
+        return in_one_go(x, step, x_scale, weight, grid, height, columns, bias)
+    x, scales = reference.quantize(x, step, x_scale, grid.shape[1])
+    return way.linear(x, scales, weight, grid, height, columns, bias)
 
 
 def _way(x: torch.Tensor, columns: int) -> ModuleType:
@@ -62,7 +66,7 @@ def _way(x: torch.Tensor, columns: int) -> ModuleType:
 
 def dequantize(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] | None = None) -> torch.Tensor:
     """W · scale, float32 [N, K]; scale as in `fp8_linear`."""
-    return reference.dequantize(weight, *_grid(weight, scale, block))
+    return reference.dequantize(weight, *grid_of(weight, scale, block))
 
 
 def quantize_weight(weight: torch.Tensor, block: tuple[int, int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
@@ -70,8 +74,8 @@ def quantize_weight(weight: torch.Tensor, block: tuple[int, int] | None = None) 
     return reference.quantize_weight(weight, block or (1, weight.shape[1]))
 
 
-def _grid(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] | None) -> tuple[torch.Tensor, int, int]:
-    """Scales as float32 [row blocks, column blocks], rows and columns of a block."""
+def grid_of(weight: torch.Tensor, scale: torch.Tensor, block: tuple[int, int] | None) -> tuple[torch.Tensor, int, int]:
+    """Scales as float32 [row blocks, column blocks], rows and columns of a block. Raises ValueError for other shapes."""
     width, depth = weight.shape
     if block is None:
         block = (width if scale.numel() == 1 else 1, depth)

@@ -6,19 +6,20 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """Rows and columns of the output that a program computes, and how it runs."""
+    """Rows and columns of the output that a program computes, how it runs, and among how many the depth may be shared."""
 
     block_m: int
     block_n: int
     warps: int
     stages: int
+    shares: int
 
 
 BLOCK_K = 128  # input features at a time: sums are float32 from one to the next
 _BY_ROWS: tuple[tuple[int, Tile], ...] = (  # up to so many rows
-    (16, Tile(16, 32, 4, 4)),
-    (64, Tile(64, 64, 4, 3)),
-    (1 << 62, Tile(128, 64, 8, 2)),
+    (16, Tile(16, 64, 4, 4, 8)),
+    (64, Tile(64, 64, 4, 3, 4)),
+    (1 << 62, Tile(128, 128, 8, 3, 1)),
 )
 
 

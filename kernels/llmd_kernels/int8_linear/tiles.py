@@ -6,19 +6,21 @@ from typing import NamedTuple
 
 
 class Tile(NamedTuple):
-    """Rows and columns of the output that a program computes, input features at a time, and how it runs."""
+    """Rows and columns of the output that a program computes, input features at a time, how it runs, and among how many
+    programs the features may be shared."""
 
     block_m: int
     block_n: int
     block_k: int
     warps: int
     stages: int
+    shares: int
 
 
 _BY_ROWS: tuple[tuple[int, Tile], ...] = (  # up to so many rows
-    (16, Tile(16, 32, 256, 4, 4)),
-    (64, Tile(64, 64, 128, 4, 3)),
-    (1 << 62, Tile(128, 128, 64, 8, 3)),
+    (16, Tile(16, 64, 256, 4, 4, 8)),
+    (64, Tile(64, 64, 256, 4, 3, 4)),
+    (1 << 62, Tile(128, 128, 128, 8, 3, 1)),
 )
 
 

@@ -1,7 +1,8 @@
 """Shrink and expand on a GPU: rows of x sorted by slot, a block of them a program, programs of empty blocks end at once.
 
 Both grids hang on the number of rows, slots and outputs alone, never on which rows use which slot, so that one captured
-graph serves every mix. Shrink splits the inputs among SPLIT programs, which add up in float32; expand adds its block to y.
+graph serves every mix. For few rows shrink shares the inputs among programs, the last of which adds up what they found in
+order: sums are float32, and the same whatever else is in the batch. Expand adds its block to y.
 """
 
 from __future__ import annotations
@@ -12,42 +13,51 @@ import torch
 import triton
 import triton.language as tl
 
+from llmd_kernels.linear.triton import MAX_BLOCKS, arrivals, sum_of_shares
+
 if TYPE_CHECKING:
     from llmd_kernels.lora import LoraRows, LoraWeights
 
 _BLOCK_M = 16
-_BLOCK_K = 64
+_BLOCK_K = 128
 _BLOCK_N = 128
+_FEW = 64  # rows, for up to which programs share the inputs
 _SPLIT = 8
 _LENGTHS = ("num_rows",)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
 def shrink(
-    hidden, x, a, ranks, tokens, starts, num_rows, depth, x_stride, num_parts, max_rank,
-    SPLIT: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
+    hidden, parts, arrivals, x, a, ranks, tokens, starts, num_rows, depth, x_stride, num_parts, max_rank,
+    SHARES: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """hidden[i, part, :rank] += x[tokens[i], share of K] · A[slot, part, :rank, share of K]ᵀ."""
-    block, share = tl.program_id(0) // SPLIT, tl.program_id(0) % SPLIT
+    """hidden[i, part, :rank] = x[tokens[i]] · A[slot, part, :rank]ᵀ; parts [SHARES, rows, parts, R] where shared."""
+    block, share = tl.program_id(0) // SHARES, tl.program_id(0) % SHARES
     part, slot = tl.program_id(1), tl.program_id(2)
     first = tl.load(starts + slot) + block * BLOCK_M
     last = tl.load(starts + slot + 1)
     rank = tl.load(ranks + slot * num_parts + part)
     if (first >= last) | (rank == 0):
         return
-    m, r = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R)
-    token = tl.load(tokens + m, mask=m < last, other=0).to(tl.int64)
-    a += (slot.to(tl.int64) * num_parts + part) * max_rank * depth
-    total = tl.zeros((BLOCK_M, BLOCK_R), dtype=tl.float32)
-    for start in range(share * BLOCK_K, depth, SPLIT * BLOCK_K):
-        k = start + tl.arange(0, BLOCK_K)
-        some = tl.load(
-            x + token[:, None] * x_stride + k[None, :], mask=(m < last)[:, None] & (k < depth)[None, :], other=0.0
-        )
-        row = tl.load(a + r[None, :] * depth + k[:, None], mask=(r < rank)[None, :] & (k < depth)[:, None], other=0.0)
-        total += tl.dot(some, row, input_precision="ieee")
-    place = (m[:, None] * num_parts + part) * max_rank + r[None, :]
-    tl.atomic_add(hidden + place, total, mask=(m < last)[:, None] & (r < rank)[None, :], sem="relaxed")
+    m, r, k = first + tl.arange(0, BLOCK_M), tl.arange(0, BLOCK_R), tl.arange(0, BLOCK_K)
+    token = x + tl.load(tokens + m, mask=m < last, other=0).to(tl.int64)[None, :] * x_stride
+    row = a + ((slot.to(tl.int64) * num_parts + part) * max_rank + r)[:, None] * depth
+    total = tl.zeros((BLOCK_R, BLOCK_M), dtype=tl.float32)
+    for start in range(share * BLOCK_K, depth, SHARES * BLOCK_K):
+        at = start + k
+        some = tl.load(token + at[:, None], mask=(m < last)[None, :] & (at < depth)[:, None], other=0.0)
+        weight = tl.load(row + at[None, :], mask=(r < rank)[:, None] & (at < depth)[None, :], other=0.0)
+        total = tl.dot(weight, some.to(weight.dtype), total, input_precision="ieee")
+    width = num_parts * max_rank
+    n, m = tl.where(r < rank, part * max_rank + r, width), tl.where(m < last, m, num_rows)  # what is outside is not stored
+    place, inside = m[None, :] * width + n[:, None], (n < width)[:, None] & (m < num_rows)[None, :]
+    if SHARES == 1:
+        tl.store(hidden + place, total, mask=inside)
+    else:
+        counter = (slot * num_parts + part) * (tl.num_programs(0) // SHARES) + block
+        total, is_last = sum_of_shares(parts, arrivals, total, counter, share, n, m, num_rows, width, SHARES)
+        if is_last:
+            tl.store(hidden + place, total, mask=inside)
 
 
 @triton.jit(do_not_specialize=_LENGTHS)
@@ -87,11 +97,13 @@ def add_lora(y: torch.Tensor, x: torch.Tensor, weights: LoraWeights, rows: LoraR
     blocks_m = triton.cdiv(num_rows, _BLOCK_M)
     widest = max(high - low for low, high in zip(weights.part_starts, weights.part_starts[1:], strict=False))
     blocks_n = triton.cdiv(widest, _BLOCK_N)
-    hidden = torch.zeros(num_rows, num_parts, max_rank, dtype=torch.float32, device=y.device)
+    hidden = torch.empty(num_rows, num_parts, max_rank, dtype=torch.float32, device=y.device)
+    shares = _SPLIT if num_rows <= _FEW and blocks_m * num_parts * num_slots <= MAX_BLOCKS else 1
+    parts = torch.empty(shares, *hidden.shape, dtype=torch.float32, device=y.device) if shares > 1 else hidden
     part_starts = _on_device(weights.part_starts, y.device)
-    shrink[(blocks_m * _SPLIT, num_parts, num_slots)](
-        hidden, x, weights.a, weights.ranks, rows.tokens, rows.starts, num_rows, depth, x.stride(0), num_parts, max_rank,
-        SPLIT=_SPLIT, BLOCK_M=_BLOCK_M, BLOCK_K=_BLOCK_K, BLOCK_R=block_r,
+    shrink[(blocks_m * shares, num_parts, num_slots)](
+        hidden, parts, arrivals(y.device), x, weights.a, weights.ranks, rows.tokens, rows.starts, num_rows, depth,
+        x.stride(0), num_parts, max_rank, SHARES=shares, BLOCK_M=_BLOCK_M, BLOCK_K=_BLOCK_K, BLOCK_R=block_r,
     )  # fmt: skip
     expand[(blocks_m, num_parts * blocks_n, num_slots)](
         y, hidden, weights.b, weights.ranks, rows.tokens, rows.starts, part_starts, num_rows, width, y.stride(0),

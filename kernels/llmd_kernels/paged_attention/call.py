@@ -36,5 +36,7 @@ class AttentionCall(NamedTuple):
             given = getattr(self, name)
             if given is not None and (given.shape != (heads,) or given.dtype != torch.float32):
                 raise ValueError(f"{name} must be [{heads}] float32, got {tuple(given.shape)} {given.dtype}")
+        if self.window is not None and self.window < 1:
+            raise ValueError(f"window must be at least 1, got {self.window}")
         if self.soft_cap is not None and self.soft_cap <= 0:
             raise ValueError(f"soft_cap must be above 0, got {self.soft_cap}")

@@ -71,7 +71,9 @@ def apply(
     for start in range(split * BLOCK, num, SPLITS * BLOCK):
         i = start + tl.arange(0, BLOCK)
         token, counts = tokens_at(token_ids, line, line_stride, i, num, width)
-        seen = tl.atomic_xchg(scratch + row * width + token, 0, mask=counts, sem="relaxed")
+        seen = tl.atomic_and(
+            scratch + row * width + token, 0, mask=counts, sem="relaxed"
+        )  # AMD's compiler lacks an exchange
         is_mine = counts & (seen != 0)
         place = logits + row * x_stride + token
         value = tl.load(place, mask=is_mine, other=0.0)

@@ -14,7 +14,9 @@ _SMALLEST_SCALE = 2.0**-24  # of float16
 
 
 def parts(weight: Tensor) -> Iterator[slice]:
-    """Rows of [N, K] to be worked on one after another."""
+    """Rows of [N, K] to be worked on one after another; none of a weight without memory, which has nothing but a shape."""
+    if weight.is_meta:
+        return
     num_rows = max(1, _ELEMENTS_AT_ONCE.get(weight.device.type, 1 << 18) // weight.shape[1])
     for start in range(0, weight.shape[0], num_rows):
         yield slice(start, start + num_rows)

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 _BLOCK = 1024
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 SILU, GELU, GELU_TANH = 0, 1, 2
 
 
@@ -29,9 +30,17 @@ def gate_up(out, x, dim, KIND: tl.constexpr, BLOCK: tl.constexpr):
 
 def activate(x: torch.Tensor, kind: int) -> torch.Tensor:
     """x [T, 2·D], contiguous → [T, D] by SILU, GELU or GELU_TANH."""
-    if not x.is_contiguous():
-        raise ValueError(f"a gated activation wants contiguous lines, got strides {x.stride()}")
+    check(x)
     num_rows, dim = x.shape[0], x.shape[1] // 2
     out = torch.empty(num_rows, dim, dtype=x.dtype, device=x.device)
-    gate_up[(num_rows, triton.cdiv(dim, _BLOCK))](out, x, dim, KIND=kind, BLOCK=_BLOCK, num_warps=4)
+    if out.numel():
+        gate_up[(num_rows, triton.cdiv(dim, _BLOCK))](out, x, dim, KIND=kind, BLOCK=_BLOCK, num_warps=4)
     return out
+
+
+def check(x: torch.Tensor) -> None:
+    """Raise ValueError with the reason if the kernel cannot serve x."""
+    if x.dim() != 2 or x.shape[1] % 2 or not x.is_contiguous():
+        raise ValueError(f"a gated activation wants contiguous [T, 2*D], got {tuple(x.shape)}, strides {x.stride()}")
+    if x.dtype not in _DTYPES:
+        raise ValueError(f"a gated activation wants float32, float16 or bfloat16, got {x.dtype}")

@@ -41,6 +41,7 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.engine.request import Span as Span
     from llmd.engine.sequence import Sequence as Sequence
     from llmd.engine.step import AdapterLoad as AdapterLoad
+    from llmd.engine.step import BlockCopy as BlockCopy
     from llmd.engine.step import BlockUpdate as BlockUpdate
     from llmd.engine.step import FinishReason as FinishReason
     from llmd.engine.step import RowAdmit as RowAdmit
@@ -296,6 +297,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
     ),
     "llmd.engine.step": (
         "AdapterLoad",
+        "BlockCopy",
         "BlockUpdate",
         "FinishReason",
         "RowAdmit",

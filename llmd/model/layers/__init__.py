@@ -13,7 +13,7 @@ from llmd.model.config import ArchitectureConfig, RopeConfig
 from llmd.model.layers.activation import gated_activation, plain_activation
 from llmd.model.layers.attention import Attention, EncoderAttention
 from llmd.model.layers.embedding import Embedding, LMHead
-from llmd.model.layers.experts import Expert, Experts
+from llmd.model.layers.experts import ACTIVATIONS, Expert, Experts
 from llmd.model.layers.linear import Linear, Part
 from llmd.model.layers.norm import LayerNorm, RMSNorm
 from llmd.model.layers.parameters import Layer, Shard, Slice, WeightSlot
@@ -106,9 +106,10 @@ class Layers:
     ) -> Experts:
         """`count` gated MLPs of `size` features, their linears `<number>.<name>`; called with what a router chose."""
         activation = self.activation()
-        return Experts(
+        made = (
             Expert(self.gate_up(size=size, names=names[:2]), self.output(size), names[2], activation) for _ in range(count)
         )
+        return Experts(made, ACTIVATIONS[self.config.hidden_act])
 
     def router(self, num_experts: int) -> Linear:
         """Scores for experts, [T, num_experts]: never quantized while loading, for a token's way hangs on small gaps."""

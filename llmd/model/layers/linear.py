@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from llmd.model.layers.parameters import Slots
     from llmd.model.quantization import QuantMethod
 
+Activation = Callable[[torch.Tensor], torch.Tensor]  # gates and ups [T, 2·D] → [T, D]
+
 
 class Part(NamedTuple):
     """One linear of the checkpoint within a merged one: its name beside the merged layer, and its rows."""
@@ -68,6 +70,7 @@ class Linear(Layer):
         self.keeps_precision = False  # not to be quantized where the checkpoint does not say so
         self.is_routed = False  # it sees some of a step's tokens: no place for adapters
         self.adapters: Slots | None = None  # where the model serves adapters
+        self.finished: Callable[[Linear], None] | None = None  # told when the weights are what it computes with
 
     @property
     def keeps_weights(self) -> bool:
@@ -218,13 +221,24 @@ class Linear(Layer):
         if self.reduce is not None and self.reduce.rank and bias is not None:
             bias.zero_()  # added once, by the first rank
         self.method.finish_weights(self)
+        if self.finished is not None:
+            self.finished(self)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """[T, in_features] → [T, out_features]."""
+    def forward(self, x: torch.Tensor, activation: Activation | None = None) -> torch.Tensor:
+        """[T, in_features] → [T, out_features], or the activation of that, in one go where the method has one."""
+        if activation is not None:
+            return self._activated(x, activation)
         y = self.method.apply(self, x)
         if self.adapters is not None:
             y = self.adapters.add(x, y)
         return y if self.reduce is None else self.reduce.reduce(y)
+
+    def _activated(self, x: torch.Tensor, activation: Activation) -> torch.Tensor:
+        in_one_go = getattr(self.method, "apply_activated", None)
+        if in_one_go is None or self.adapters is not None or self.reduce is not None:
+            return activation(self.forward(x))
+        y: torch.Tensor = in_one_go(self, x, activation)
+        return y
 
 
 def _entries(features: Slice, num_entries: int, num_features: int, block: int | None, name: str) -> Slice:

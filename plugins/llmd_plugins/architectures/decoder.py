@@ -42,7 +42,7 @@ class MLP(nn.Module):
         self.down_proj = layers.output(size or config.intermediate_size, bias=config.mlp_bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(self.activation(self.gate_up_proj(x)))
+        return self.down_proj(self.gate_up_proj(x, self.activation))
 
 
 class MixedLayer(NamedTuple):

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from llmd.api.v1 import ModelError, route
+from llmd_kernels.experts import add_gated
 from llmd_plugins.architectures.decoder import MLP, MixedLayer
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Mixture(nn.Module):
         y: Tensor = self.experts(x, ids, weights)
         if self.shared_expert is None or self.shared_expert_gate is None:
             return y
-        return y + torch.sigmoid(self.shared_expert_gate(x)) * self.shared_expert(x)
+        return add_gated(y, self.shared_expert(x), self.shared_expert_gate(x))
 
 
 class MixtralLayers:

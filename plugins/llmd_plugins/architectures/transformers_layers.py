@@ -15,9 +15,9 @@ from llmd_kernels.linear import linear
 class FlatLinear(Linear):
     """A Linear that takes any number of leading dims."""
 
-    def forward(self, x: Tensor) -> Tensor:
-        """[..., in_features] → [..., out_features]."""
-        return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+    def forward(self, x: Tensor, activation: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """[..., in_features] → [..., out_features], or the activation of that."""
+        return super().forward(x.flatten(0, -2), activation).unflatten(0, x.shape[:-1])
 
 
 class FlatEmbedding(Embedding):

@@ -16,10 +16,14 @@ if TYPE_CHECKING:
 
 
 class DummyCheckpoint:
-    """Seeded uniform values, small enough that activations stay finite; norms are ones."""
+    """Seeded uniform values, small enough that activations stay finite; norms are ones.
 
-    def __init__(self, seed: int) -> None:
+    They are drawn on the host, so that they are the same for all devices, and made as many as are wanted where the model is.
+    """
+
+    def __init__(self, seed: int, device: str = "cpu") -> None:
         self._seed = seed
+        self._device = device
 
     def infos(self) -> None:
         return None
@@ -28,11 +32,11 @@ class DummyCheckpoint:
         import torch
 
         generator = torch.Generator().manual_seed(self._seed)
-        pool = torch.empty(1 << 20).uniform_(-0.03, 0.03, generator=generator).to(torch.bfloat16)
+        pool = torch.empty(1 << 20).uniform_(-0.03, 0.03, generator=generator).to(torch.bfloat16).to(self._device)
         for name, slot in wanted.items():
             size = torch.Size(slot.shape).numel()
             if len(slot.shape) == 1 and "norm" in name:
-                yield name, torch.ones(slot.shape), "random weights"
+                yield name, torch.ones(slot.shape, device=self._device), "random weights"
                 continue
             # Drawn once and repeated with a shift: as random as a benchmark needs, at the speed of a copy.
             shift = int(torch.randint(len(pool), (), generator=generator))
@@ -58,7 +62,10 @@ def _detect(folder: Path) -> bool:
 
 
 def _build(folder: Path, config: ModelConfig) -> Checkpoint:
-    return DummyCheckpoint(config.seed)
+    import torch
+
+    has_gpu = config.device != "cpu" and torch.cuda.is_available()
+    return DummyCheckpoint(config.seed, ("cuda" if config.device == "auto" else config.device) if has_gpu else "cpu")
 
 
 @hookimpl

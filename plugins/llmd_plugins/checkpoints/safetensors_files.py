@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from llmd.api.v1 import MappedFile, ModelError, TensorInfo, WeightSlot
+from llmd.api.v1 import MappedFile, ModelError, TensorInfo, TensorPlace, WeightSlot
 from llmd_plugins.checkpoints.safetensors import INDEX
 
 _MAX_HEADER_BYTES = 100 << 20
@@ -50,13 +50,24 @@ class SafetensorsCheckpoint:
 
     def tensors(self, wanted: Mapping[str, WeightSlot]) -> Iterator[tuple[str, torch.Tensor, str]]:
         for index, (path, entries) in enumerate(self._files.items()):
-            phase = f"shard {index + 1}/{len(self._files)}" if len(self._files) > 1 else "weights"
+            phase = self._phase(index)
             mine = sorted((entry.start, name) for name, entry in entries.items() if name in wanted)
             if mine:
                 yield from ((name, tensor, phase) for name, tensor in _read(path, entries, [name for _, name in mine]))
 
+    def places(self, wanted: Mapping[str, WeightSlot]) -> list[TensorPlace]:
+        return [
+            TensorPlace(name, path, entry.start, entry.dtype, entry.shape, self._phase(index))
+            for index, (path, entries) in enumerate(self._files.items())
+            for name, entry in sorted(entries.items(), key=lambda item: item[1].start)
+            if name in wanted
+        ]
+
     def close(self) -> None:
         self._files = {}
+
+    def _phase(self, index: int) -> str:
+        return f"shard {index + 1}/{len(self._files)}" if len(self._files) > 1 else "weights"
 
 
 def _find_files(folder: Path) -> list[Path]:

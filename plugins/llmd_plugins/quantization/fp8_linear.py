@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from llmd.api.v1 import Linear, ModelError, QuantMethod
+from llmd_kernels.experts import Fp8Weight
 from llmd_kernels.fp8_linear import Activations, dequantize, fp8_linear
 from llmd_plugins.quantization.fp8 import Fp8Config, is_fp8
 from llmd_plugins.quantization.settings import by_parts
@@ -108,14 +109,18 @@ class Fp8Linear:
         return taken_scale(layer, names[0], None).flatten().repeat_interleave(rows)
 
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
+        weight, scale, block, kind, x_scale = self.expert_weight(layer)
+        return fp8_linear(x, weight, scale, layer.bias, block=block, activations=kind, x_scale=x_scale)
+
+    def expert_weight(self, layer: Linear) -> Fp8Weight:
         buffers, block = layer._buffers, self._layout.block
         scale, x_scale = buffers["weight_scale"], None
         kind: Activations = "float"
         assert scale is not None
-        if x.is_cuda and self._layout.quantizes_inputs:
+        if layer.weight.is_cuda and self._layout.quantizes_inputs:
             x_scale = buffers["input_scale"]
             kind = "tensor" if x_scale is not None else "group" if block is not None else "token"
-        return fp8_linear(x, layer.weight, scale, layer.bias, block=block, activations=kind, x_scale=x_scale)
+        return Fp8Weight(layer.weight, scale, block, kind, x_scale)
 
     def dense_weight(self, layer: Linear) -> Tensor:
         scale = layer._buffers["weight_scale"]

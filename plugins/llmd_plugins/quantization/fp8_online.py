@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from llmd.api.v1 import Linear, add_dense_weights
-from llmd_kernels.fp8_linear import dequantize, fp8_linear, quantize_weight
+from llmd_kernels.experts import Fp8Weight
+from llmd_kernels.fp8_linear import Activations, dequantize, fp8_linear, quantize_weight
 from llmd_kernels.quantize_weight.reference import parts
 from llmd_plugins.quantization.online import Online, PackedInTensors, buffer_of, check_scale
 
@@ -40,6 +41,10 @@ class Fp8OnlineLinear(PackedInTensors):
     def apply(self, layer: Linear, x: Tensor) -> Tensor:
         scale = buffer_of(layer, "weight_scale")
         return fp8_linear(x, layer.weight, scale, layer.bias, activations="token" if x.is_cuda else "float")
+
+    def expert_weight(self, layer: Linear) -> Fp8Weight:
+        kind: Activations = "token" if layer.weight.is_cuda else "float"
+        return Fp8Weight(layer.weight, buffer_of(layer, "weight_scale"), None, kind, None)
 
     def dense_weight(self, layer: Linear) -> Tensor:
         return dequantize(layer.weight, buffer_of(layer, "weight_scale"))

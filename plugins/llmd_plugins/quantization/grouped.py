@@ -28,6 +28,9 @@ class PackedInGroups:
         tensors = {name: layer._buffers[f"grouped_{name}"] for name in _TENSORS}
         layer.grouped = GroupedWeight(**tensors, **facts)  # type: ignore[assignment, arg-type]
 
+    def expert_weight(self, layer: Linear) -> GroupedWeight:
+        return kept(layer)
+
 
 def kept(layer: Linear) -> GroupedWeight:
     """The layer's weight."""

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from llmd.api.v1 import Linear, add_dense_weights
-from llmd_kernels.int8_linear import dequantize, int8_linear, quantize
+from llmd_kernels.int8_linear import Int8Weight, dequantize, int8_linear, quantize
 from llmd_plugins.quantization.online import Online, PackedInTensors, check_scale, keep_int8, kept_int8
 
 
@@ -35,3 +35,6 @@ class Int8Linear(PackedInTensors):
 
     def dense_weight(self, layer: Linear) -> Tensor:
         return dequantize(kept_int8(layer))
+
+    def expert_weight(self, layer: Linear) -> Int8Weight:
+        return kept_int8(layer)

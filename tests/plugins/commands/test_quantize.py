@@ -166,7 +166,7 @@ def test_shards_and_what_stands_beside(tmp_path, tiny):
         ({"method": "awq", "group_size": 48}, "--group-size must be one of 32, 64, 128, -1, got 48"),
         ({"method": "awq", "group_size": 128}, r"of shape \[64, 64\] does not divide into groups of 128"),
         ({"method": "int8", "desc_act": True}, "--desc-act is of gptq, not of int8"),
-        ({"method": "int8", "device": "cuda:99"}, "this machine has no CUDA device|invalid"),
+        ({"method": "int8", "device": "cuda:99"}, "this machine has no GPU|invalid"),
         ({"method": "int8", "device": "tpu!"}, "--device must be auto, cpu, cuda or cuda:N, got 'tpu!'"),
         ({"method": "gptq", "group_size": 32, "sample_length": 1 << 16}, "not one sample of 256|calibrat"),
     ],

@@ -105,7 +105,7 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         raise ModelError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise ModelError(f"--device {name}: this machine has no CUDA device")
+        raise ModelError(f"--device {name}: this machine has no GPU")
     return device
 
 

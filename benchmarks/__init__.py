@@ -1,0 +1,1 @@
+"""Benchmarks; a package by name, so that no other of that name on a host is taken for it."""
