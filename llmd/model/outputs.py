@@ -28,7 +28,7 @@ class _Scored(NamedTuple):
     row: int
     landed: Landed  # next_ids [P], and the rest as `pack` lays it out
     num: int
-    num_top: int
+    num_top: int  # as many as there are in the vocabulary at most
 
     def entries(self) -> list[TokenLogprobs]:
         """Plain data, once it has arrived."""
@@ -53,7 +53,7 @@ class PromptScorer:
             self._at_once = self._at_once or max(1, _LOGITS_BYTES_AT_ONCE // (4 * logits.shape[1]))
             found = position_logprobs(logits, next_ids[part], num_top)
             packed = torch.cat([next_ids[part].to(torch.int32), *pack(found)])
-            self._found.append(_Scored(row, self._outbox.send(packed), logits.shape[0], num_top))
+            self._found.append(_Scored(row, self._outbox.send(packed), *found.top_ids.shape))
             start += logits.shape[0]
 
     def take(self) -> Callable[[], dict[int, list[TokenLogprobs]]]:

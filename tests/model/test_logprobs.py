@@ -4,7 +4,15 @@ import pytest
 import torch
 
 from llmd.model import draw
-from llmd.model.sampler import prompt_logprobs
+from llmd.model.outputs import PromptScorer
+from llmd.model.staging import Outbox
+
+
+def prompt_logprobs(logits, next_ids, num_top):
+    """What the scorer tells of positions whose logits these are."""
+    scorer = PromptScorer(lambda hidden: hidden, Outbox(logits.device))
+    scorer.score(4, logits, next_ids, num_top)
+    return scorer.take()().get(4, [])
 
 
 @pytest.mark.parametrize("num_top", [0, 1, 5, 100])

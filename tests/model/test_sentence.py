@@ -12,6 +12,7 @@ from llmd.engine.params import PoolingParams
 from llmd.errors import ModelError
 from llmd.model.pooler import Pooler
 from llmd.model.sentence import Tail, read_tail
+from llmd.model.staging import Outbox
 
 PROMPTS = [[5, 6, 7, 8, 9, 10, 11], [12], [13, 14, 15]]
 AS_THE_FILES_SAY = PoolingParams(normalize=False)
@@ -86,7 +87,7 @@ def test_chunks_amount_to_the_whole(pooling, cuts):
         end = start + count
         assert pooler.feed(3, hidden[start:end], start, end == len(hidden), AS_THE_FILES_SAY) is None
         start = end
-    torch.testing.assert_close(pooler.take()[3], definitions[pooling](hidden))
+    torch.testing.assert_close(pooler.take(Outbox(hidden.device))()[3], definitions[pooling](hidden))
 
 
 def test_dimensions_beyond_the_last_module():
