@@ -16,7 +16,7 @@ from llmd_plugins.sources.demo_source import folder
 @pytest.mark.parametrize("targets", [(), ("q_proj", "embed_tokens"), ("lm_head", "mlp.down_proj")])
 def test_modules_are_those_of_the_loaded_model(targets):
     runner = make_runner(folder(), adapters={"max_loras": 1, "max_lora_rank": 4, "lora_target_modules": targets})
-    served = {name: (base.kind, base.in_features, base.out_features) for name, base in runner._adapters.modules.items()}
+    served = {name: (base.kind, base.in_features, base.out_features) for name, base in runner.adapters.modules.items()}
     found = {
         name: (base.kind, base.in_features, base.out_features) for name, base in base_modules(folder(), targets).items()
     }

@@ -141,6 +141,6 @@ def _by_tensor_cores(first: table.Tile) -> list[table.Tile]:
 
 
 def _device_name() -> str:
-    from llmd_kernels.paged_attention.triton import device_name
+    from llmd_kernels.gpu import device_name
 
     return device_name(torch.device("cuda")) if torch.cuda.is_available() else "sm_90"

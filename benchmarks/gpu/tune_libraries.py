@@ -23,9 +23,9 @@ sys.path.extend(str(Path(__file__).resolve().parents[2] / name) for name in ("",
 from benchmarks.gpu import tables
 from benchmarks.gpu.setting import Setting, median_ms
 from llmd.api.v1 import AttentionNeeds, LibraryAttention, LibraryStep
+from llmd_kernels.gpu import device_name
 from llmd_kernels.paged_attention import AttentionCall, libraries, paged_attention
 from llmd_kernels.paged_attention.libraries import Speed
-from llmd_kernels.paged_attention.triton import device_name
 from llmd_plugins.attention.flash_attn import FlashAttention2, FlashAttention3
 from llmd_plugins.attention.flashinfer import FlashInfer
 from llmd_plugins.attention.torch_varlen import TorchVarlen

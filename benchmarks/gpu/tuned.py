@@ -334,7 +334,7 @@ def _grouped(x: torch.Tensor) -> Callable[[], Any]:
 
 
 def _device_name() -> str:
-    from llmd_kernels.paged_attention.triton import device_name
+    from llmd_kernels.gpu import device_name
 
     return device_name(torch.device("cuda")) if torch.cuda.is_available() else "sm_90"
 

@@ -57,7 +57,7 @@ def write_adapter(folder: Path, runner: Runner, rank: int, seed: int) -> Path:
     folder.mkdir()
     generator = torch.Generator().manual_seed(seed)
     tensors = {}
-    for name, module in runner._adapters.modules.items():  # type: ignore[union-attr]
+    for name, module in runner.adapters.modules.items():  # type: ignore[union-attr]
         if module.kind == "linear":
             for kind, shape in (("A", (rank, module.in_features)), ("B", (module.out_features, rank))):
                 values = torch.randn(shape, generator=generator) * 0.01

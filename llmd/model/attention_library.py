@@ -116,8 +116,8 @@ class LibraryAttention:
         """Before llmd's kernels where it was measured to be quicker on this device."""
         import torch
 
+        from llmd_kernels.gpu import device_name
         from llmd_kernels.paged_attention import libraries
-        from llmd_kernels.paged_attention.triton import device_name
 
         if not torch.cuda.is_available():  # a plan for a machine that is not this one
             return Merit(PRIORITY, "not measured, for no GPU is here")
@@ -179,8 +179,8 @@ class LibraryAttention:
         return phases.decode and self._library.can_decode if call.max_query_len == 1 else phases.prefill
 
     def _of_device(self, device: torch.device, head_dim: int) -> Phases:
+        from llmd_kernels.gpu import device_name
         from llmd_kernels.paged_attention import libraries
-        from llmd_kernels.paged_attention.triton import device_name
 
         return libraries.phases(libraries.speed(self._library.name, device_name(device), head_dim))
 

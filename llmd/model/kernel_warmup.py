@@ -173,7 +173,7 @@ class _Client:
             return
         self._ask_layers()
         self._ask_sampler()
-        if (adapters := self._runner._adapters).num_slots:
+        if (adapters := self._runner.adapters).num_slots:
             assert isinstance(adapters, AdapterTable)
             self._runner.keep_adapter(0, pack(_zeros(adapters), adapters))
             self._step(StepPlan(step_id=0, adapter_loads=[AdapterLoad(0, 0)]))
@@ -189,7 +189,7 @@ class _Client:
 
     def _ask_sampler(self) -> None:
         """Each kind of token, in steps with prompts and without; what layers give it is known by now."""
-        size, dtype = self._runner._model.config.hidden_size, self._runner._model.dtype
+        size, dtype = self._runner.model.config.hidden_size, self._runner.model.dtype
 
         def forward(batch: Batch) -> torch.Tensor:
             return torch.empty(batch.num_tokens, size, dtype=dtype, device="cuda")

@@ -19,21 +19,22 @@ import torch
 from torch import Tensor
 
 from llmd.config import CacheConfig, ModelConfig, SchedulerConfig
-from llmd.engine.executor import ExecutorInfo, KVGroup, LoadProgress
+from llmd.engine.executor import ExecutorInfo, LoadProgress
 from llmd.engine.params import PoolingParams, SamplingParams
 from llmd.engine.step import RowAdmit, StepPlan, StepResult
 from llmd.errors import AdapterError, ModelError
 from llmd.model.adapter_packing import pack
 from llmd.model.adapter_slots import AdapterTable, NoAdapters, PackedAdapter
 from llmd.model.adapters import read_adapter
-from llmd.model.bandwidth import memory_bandwidth
 from llmd.model.batch import Batch, RowArrays
 from llmd.model.device_memory import Peak, peak_bytes
-from llmd.model.footprint import reserve_memory, step_bytes, weight_bits
+from llmd.model.executor_info import executor_info
+from llmd.model.footprint import reserve_memory
 from llmd.model.graphs import Capture, DecodeGraphs, Key, capture_for
 from llmd.model.kv_tensors import KVTensors, NoRoom, show
 from llmd.model.loader import ModelParts, load_model, plan_model
 from llmd.model.logits import LogitsContext
+from llmd.model.memory_account import MemoryAccount
 from llmd.model.out_of_memory import is_out_of_memory
 from llmd.model.outputs import PromptScorer, RowErrors, mask_logits
 from llmd.model.pending_step import PendingStep
@@ -43,7 +44,7 @@ from llmd.model.sampling_graphs import NoSamplingGraphs, SamplingGraphs
 from llmd.model.sentence import read_tail
 from llmd.model.sizing import PoolSizing
 from llmd.model.staging import Outbox, to_device
-from llmd.model.states import StateTensors, row_bytes
+from llmd.model.states import StateTensors
 from llmd.model.warm_up import warm_up
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Runner:
         self, model_config: ModelConfig, cache: CacheConfig, scheduler: SchedulerConfig, path: Path, parts: ModelParts
     ) -> None:
         self._config, self._cache, self._scheduler = model_config, cache, scheduler
-        self._path, self._parts = path, parts
+        self._path, self.parts = path, parts
         self.num_layers_done = 0  # read by other threads
         self._graph_bytes = 0  # that all graphs will take, by what two of them took
 
@@ -73,25 +74,25 @@ class Runner:
         blueprint = plan_model(
             self._config,
             self._path,
-            self._parts,
+            self.parts,
             block_size=self._cache.block_size,
             kv_cache_dtype=self._cache.kv_cache_dtype,
         )
         sizing = self._sizing = PoolSizing(self._cache, self._scheduler, blueprint, self._config.max_model_len)
-        used = reserve_memory(self._config, self._cache, self._scheduler, self._path, self._parts, blueprint)
+        used = reserve_memory(self._config, self._cache, self._scheduler, self._path, self.parts, blueprint)
         sizes = sizing.before_weights(used)
         self._cache, self._dtype = sizing.cache, sizing.dtype
-        self._model = load_model(
+        self.model = load_model(
             self._config,
             self._path,
-            self._parts,
+            self.parts,
             blueprint,
             max_model_len=sizes.max_model_len if sizes else sizing.context,
             report=lambda progress: report(LoadProgress(progress.phase, progress.fraction * _WEIGHTS_SHARE)),
         )
         self.device = blueprint.device
-        self._count_layers(self._model.module)
-        self._adapters = self._make_adapter_slots()
+        self._count_layers(self.model.module)
+        self.adapters = self._make_adapter_slots()
         self._tail = read_tail(self._path, blueprint.config.hidden_size, self.device)
         report(LoadProgress("KV pool", _WEIGHTS_SHARE))
         if sizes is None:
@@ -102,15 +103,15 @@ class Runner:
         for size in self._graphs.first_sizes():
             self._record(Key(size, 0))
         report(LoadProgress("ready", 1.0))
-        return self._info(time.perf_counter() - started_s)
+        return executor_info(self, time.perf_counter() - started_s)
 
     def _make_adapter_slots(self) -> AdapterTable | NoAdapters:
         """Room for adapters beside the layers, where the configuration wants it: taken before the KV pool is sized."""
-        wanted = self._parts.adapters
+        wanted = self.parts.adapters
         if wanted is None or not wanted.enable_lora:
             return NoAdapters()
         return AdapterTable(
-            self._model.module,
+            self.model.module,
             num_slots=wanted.max_loras,
             max_rank=wanted.max_lora_rank,
             max_rows=self._scheduler.max_num_seqs,
@@ -130,19 +131,19 @@ class Runner:
 
     def _allocate(self, num_blocks: int, max_model_len: int) -> None:
         """Rows, pool and what reads them."""
-        config, max_rows = self._model.config, self._scheduler.max_num_seqs
+        config, max_rows = self.model.config, self._scheduler.max_num_seqs
         self.max_model_len = max_model_len
-        module: Any = self._model.module
+        module: Any = self.model.module
         num_groups = 0
         shape: tuple[int, ...] = ()
-        if not self._model.is_encoder:
+        if not self.model.is_encoder:
             num_groups = 1
-            shape = self._model.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
+            shape = self.model.backend.kv_shape(self._cache.block_size, config.num_kv_heads, config.head_dim)
         capture = capture_for(self.device) if self.can_generate and not self._config.enforce_eager else None
         self.num_blocks, num_lines = num_blocks, max_rows + 1
         has_spare = num_blocks > 0 and capture is not None and not capture.is_free  # a block for RowArrays' spare line
-        self.kv = KVTensors(num_blocks + has_spare, self._model.num_kv_layers, shape, self._dtype, self.device)
-        self.states = StateTensors(self._model.states, num_lines, self.device)
+        self.kv = KVTensors(num_blocks + has_spare, self.model.num_kv_layers, shape, self._dtype, self.device)
+        self.states = StateTensors(self.model.states, num_lines, self.device)
         self.rows = RowArrays(
             max_rows,
             max_model_len,
@@ -157,7 +158,7 @@ class Runner:
         self._make_graphs(capture)
         self._scorer = PromptScorer(self.logits, self._outbox)
         head = Head(module.classify, config.label_activation) if hasattr(module, "classify") else None
-        self._pooler = Pooler(getattr(module, "pooling", "last"), head, self._tail, self._adapters.use_rows)
+        self._pooler = Pooler(getattr(module, "pooling", "last"), head, self._tail, self.adapters.use_rows)
         self._errors = RowErrors()
         self._params: dict[int, SamplingParams | PoolingParams] = {}
         self._num_prompt_tokens: dict[int, int] = {}
@@ -171,9 +172,9 @@ class Runner:
             self._draws = SamplingGraphs(self._sampler, self.rows, capture, self._outbox)
 
     def _build_sampler(self, max_rows: int, max_model_len: int) -> Sampler:
-        vocab_size = self._model.config.vocab_size
+        vocab_size = self.model.config.vocab_size
         facts = LogitsContext(max_num_rows=max_rows, max_model_len=max_model_len, vocab_size=vocab_size, device=self.device)
-        specs = sorted(self._parts.logits_processors.values(), key=lambda spec: spec.order)
+        specs = sorted(self.parts.logits_processors.values(), key=lambda spec: spec.order)
         context = SamplerContext(
             max_num_rows=max_rows,
             max_model_len=max_model_len,
@@ -181,9 +182,9 @@ class Runner:
             device=self.device,
             logits_processors=[spec.build(facts) for spec in specs],
         )
-        if not self._parts.samplers:
+        if not self.parts.samplers:
             raise ModelError("no sampler plugin is loaded")
-        return max(self._parts.samplers.values(), key=lambda spec: spec.priority).build(context)
+        return max(self.parts.samplers.values(), key=lambda spec: spec.priority).build(context)
 
     def _profile(self, sizing: PoolSizing) -> Peak:
         """What is taken at the peak of the largest step, and by graphs."""
@@ -205,71 +206,25 @@ class Runner:
     @property
     def can_generate(self) -> bool:
         """Whether the model has a head that gives logits."""
-        return hasattr(self._model.module, "logits")
+        return hasattr(self.model.module, "logits")
+
+    @property
+    def embedding_size(self) -> int:
+        """Numbers of a pooled vector."""
+        return self._tail.size(self.model.config.hidden_size)
+
+    def memory_account(self) -> MemoryAccount:
+        """The sum of the device's memory."""
+        return self._sizing.account(
+            weights_bytes=self.model.weights_bytes,
+            adapter_bytes=self.adapters.num_bytes,
+            graph_bytes=self._graph_bytes or self._graphs.num_bytes,
+        )
 
     @property
     def max_num_batched_tokens(self) -> int:
         """Tokens of the largest step."""
         return self._scheduler.max_num_batched_tokens
-
-    def _info(self, elapsed_s: float) -> ExecutorInfo:
-        model = self._model
-        log.info(
-            "loaded in %.1f s: weights %s, KV pool %s (%d blocks of %s), context %d, attention %s, %s on %s",
-            elapsed_s, show(model.weights_bytes), show(self.kv.num_bytes), self.num_blocks,
-            str(self.kv.dtype).removeprefix("torch."), self.max_model_len,
-            model.backend_name, model.dtype, self.device,
-        )  # fmt: skip
-        if self.states.num_bytes:
-            log.info("states of %d rows: %s", self._scheduler.max_num_seqs, show(self.states.num_bytes))
-        return ExecutorInfo(
-            num_blocks=self.num_blocks,
-            block_size=self._cache.block_size,
-            max_num_seqs=self._scheduler.max_num_seqs,
-            max_model_len=self.max_model_len,
-            vocab_size=model.config.vocab_size,
-            kv_groups=self._kv_groups(),
-            needs_whole_prompts=model.is_encoder,
-            can_generate=self.can_generate,
-            pooling=getattr(model.module, "pooling", "last"),
-            embedding_size=self._tail.size(model.config.hidden_size),
-            labels=model.config.labels if hasattr(model.module, "classify") else (),
-            weights_bytes=model.weights_bytes,
-            kv_bytes=self.kv.num_bytes,
-            max_loras=self._adapters.num_slots,
-            max_cpu_loras=self._parts.adapters.host_slots if self._parts.adapters and self._adapters.num_slots else 0,
-            device=str(self.device),
-            attention_backend=model.backend_name,
-            facts={
-                "architecture": model.config.architectures[0],
-                "dtype": str(model.dtype).removeprefix("torch."),
-                "kv_cache_dtype": str(self.kv.dtype).removeprefix("torch."),
-                "quantization": model.quantization,
-                "load_s": elapsed_s,
-                "step_bytes": step_bytes(model.module),
-                "weight_bits": weight_bits(model.module),
-                "adapter_slots_bytes": self._adapters.num_bytes,
-                "memory": self._told_memory(),
-                "memory_bandwidth": memory_bandwidth(self.device) if self.device.type == "cuda" else None,
-            },
-        )
-
-    def _told_memory(self) -> Any:
-        """The sum of the device's memory, into the log, and as plain rows."""
-        return self._sizing.account(
-            weights_bytes=self._model.weights_bytes,
-            adapter_bytes=self._adapters.num_bytes,
-            graph_bytes=self._graph_bytes or self._graphs.num_bytes,
-        ).told(log)
-
-    def _kv_groups(self) -> tuple[KVGroup, ...]:
-        model = self._model
-        if model.is_encoder:
-            return ()
-        blocks = KVGroup(num_layers=model.num_kv_layers)
-        if not model.states:
-            return (blocks,)
-        return blocks, KVGroup(name="state", kind="state", num_layers=len(model.states), row_bytes=row_bytes(model.states))
 
     # --- steps
 
@@ -291,11 +246,11 @@ class Runner:
         if not plan.rows:
             self.rows.update_blocks(plan.block_updates)
             return PendingStep(plan, started_s)
-        if (key := self._graphs.choose(plan, self._adapters.variant(plan.rows))) is not None:
+        if (key := self._graphs.choose(plan, self.adapters.variant(plan.rows))) is not None:
             tokens = self._replay(plan, key, masks)
             return PendingStep(plan, started_s, tokens, errors=self._errors.of(plan.rows))
         batch = self.rows.batch(plan)
-        self._adapters.use_tokens(plan.rows, plan.counts)
+        self.adapters.use_tokens(plan.rows, plan.counts)
         hidden = self.forward(batch)
         drawn = self._sample(plan, batch, hidden, masks)
         self._score_prompts(plan, batch, hidden)
@@ -307,9 +262,9 @@ class Runner:
 
     def _replay(self, plan: StepPlan, key: Key, masks: Future[Bitmask] | None) -> PendingTokens:
         """A step of which every row computes one token and samples, by its graph."""
-        self._adapters.use_rows(plan.rows, key.size)
+        self.adapters.use_rows(plan.rows, key.size)
         step, num_rows = self._graphs.run(plan, key), len(plan.rows)
-        self.num_layers_done += self._model.config.num_layers
+        self.num_layers_done += self.model.config.num_layers
         if masks is not None and plan.masked:
             mask_logits(step.logits, plan.masked, masks.result())
         drawn: PendingTokens | None = self._draws.draw(step, plan.rows)
@@ -320,7 +275,7 @@ class Runner:
 
     def record_next(self) -> bool:
         """Record a kind of decode step that is lacking, while there is nothing else to do; True once there is none."""
-        if (key := self._graphs.lacking(self._adapters.present_variant)) is not None:
+        if (key := self._graphs.lacking(self.adapters.present_variant)) is not None:
             self._record(key)
         elif self._graphs.num_bytes:
             told = show(self._graphs.num_bytes), show(self._graph_bytes) if self._graph_bytes else "nothing"
@@ -331,12 +286,12 @@ class Runner:
     def lacks_graphs(self) -> bool:
         """Whether `record_next` has something to do."""
         graphs: DecodeGraphs | None = self.__dict__.get("_graphs")
-        return graphs is not None and graphs.lacking(self._adapters.present_variant) is not None
+        return graphs is not None and graphs.lacking(self.adapters.present_variant) is not None
 
     @torch.inference_mode()
     def _record(self, key: Key) -> int:
         """Record by a step of spare lines; bytes that it took."""
-        self._adapters.use_rows((), key.size, by_all=key.variant != 0)
+        self.adapters.use_rows((), key.size, by_all=key.variant != 0)
         before = self._graphs.num_bytes
         self._graphs.record(key)
         return self._graphs.num_bytes - before
@@ -350,13 +305,13 @@ class Runner:
 
     def forward(self, batch: Batch) -> Tensor:
         """Hidden states [T, hidden_size] of a batch."""
-        attention = self._model.backend.prepare(batch)
+        attention = self.model.backend.prepare(batch)
         batch = replace(batch, kv=self.kv.layers, attention=attention, states=self.states.tensors)
-        return self._model.module(batch)
+        return self.model.module(batch)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[N, hidden_size] → [N, vocab_size] float32."""
-        return self._model.module.logits(hidden)  # type: ignore[operator]
+        return self.model.module.logits(hidden)  # type: ignore[operator]
 
     def _apply(self, plan: StepPlan) -> None:
         """Rows go and come, adapters take slots, rows get tokens, blocks are copied; blocks come with the batch."""
@@ -365,7 +320,7 @@ class Runner:
         for admit in plan.admitted:
             self._admit(admit)
         for load in plan.adapter_loads:  # may find no memory: rows are there all the same
-            self._adapters.fill(load.slot, load.adapter_id)
+            self.adapters.fill(load.slot, load.adapter_id)
         if plan.token_updates:
             self.rows.update_tokens(plan.token_updates)
         if plan.block_copies:
@@ -384,11 +339,11 @@ class Runner:
         """A sequence that cannot be served as it is gets an error of its own; the step goes on without harm."""
         self._errors.release(admit.row)
         ids = np.asarray(admit.token_ids, dtype=np.int64)
-        vocab_size = self._model.config.vocab_size
+        vocab_size = self.model.config.vocab_size
         if ids.size > self.max_model_len or ids.min(initial=0) < 0 or ids.max(initial=0) >= vocab_size:
             self._errors.add(admit.row, f"token ids must be below {vocab_size} and at most {self.max_model_len} of them")
             ids = ids[: self.max_model_len].clip(0, vocab_size - 1)
-        self._adapters.admit(admit.row, admit.adapter_slot)
+        self.adapters.admit(admit.row, admit.adapter_slot)
         self._params[admit.row] = admit.params
         self._num_prompt_tokens[admit.row] = admit.num_prompt_tokens
         self.rows.admit(admit.row, ids, admit.token_types)
@@ -412,7 +367,7 @@ class Runner:
             hidden = hidden[batch.query_start[1:][index].long() - 1]
             rows, num_tokens = rows[index], num_tokens[index]
         host_rows = [plan.rows[index] for index in chosen]
-        self._adapters.use_rows(host_rows)
+        self.adapters.use_rows(host_rows)
         logits = self.logits(hidden)
         if masks is not None and plan.masked:
             logits = mask_logits(logits, [chosen.index(index) for index in plan.masked], masks.result())
@@ -439,7 +394,7 @@ class Runner:
                 if begin < end:
                     here = slice(first + begin - start, first + end - start)
                     next_ids = self.rows.token_ids[row, begin + 1 : end + 1].long()
-                    self._adapters.use_one(row)
+                    self.adapters.use_one(row)
                     self._scorer.score(row, hidden[here], next_ids, params.prompt_logprobs)
             first += count
 
@@ -459,18 +414,18 @@ class Runner:
 
     def read_adapter(self, path: Path) -> PackedAdapter:
         """Read an adapter's files and lay it out; called beside the steps, changes nothing here."""
-        if isinstance(self._adapters, NoAdapters):
+        if isinstance(self.adapters, NoAdapters):
             raise AdapterError("adapters are not served: enable_lora is off")
-        found = read_adapter(path, self._parts.adapter_formats, self._adapters.modules, self._adapters.max_rank)
-        return pack(found, self._adapters)
+        found = read_adapter(path, self.parts.adapter_formats, self.adapters.modules, self.adapters.max_rank)
+        return pack(found, self.adapters)
 
     def keep_adapter(self, adapter_id: int, packed: PackedAdapter) -> None:
         """Hold it in host memory, for plans to put into slots."""
-        self._adapters.keep(adapter_id, packed)
+        self.adapters.keep(adapter_id, packed)
 
     def drop_adapter(self, adapter_id: int) -> None:
         """Let go of the host's copy."""
-        self._adapters.drop(adapter_id)
+        self.adapters.drop(adapter_id)
 
     # --- sleep and wake
 
@@ -494,8 +449,8 @@ class Runner:
 
     def close(self) -> None:
         """Drop every tensor."""
-        self.__dict__.pop("_model", None)
-        for name in ("kv", "states", "rows", "_graphs", "_draws", "_adapters", "_sampler", "_scorer", "_pooler", "_tail"):
+        self.__dict__.pop("model", None)
+        for name in ("kv", "states", "rows", "_graphs", "_draws", "adapters", "_sampler", "_scorer", "_pooler", "_tail"):
             self.__dict__.pop(name, None)
         if getattr(self, "device", None) is not None and self.device.type == "cuda":
             torch.cuda.empty_cache()

@@ -191,7 +191,7 @@ def test_what_the_base_cannot_do_is_told(tmp_path):
 
 def split_table(runner, shard):
     """The slots that one of several ranks would have; no weights are needed for them."""
-    config = runner._model.config
+    config = runner.model.config
     layers = Layers(config, None, dtype=torch.float32, device=torch.device("cpu"), max_model_len=64, shard=shard)
     with torch.device("meta"):
         module = model_parts().architectures[config.architectures[0]].build(config, layers)

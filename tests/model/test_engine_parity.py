@@ -138,5 +138,5 @@ async def test_a_thousand_loads_leave_no_file_thread_or_slot_behind(tmp_path):
     await executor.ping()
     assert len(set(counts[1:])) == 1
     assert store.list() == []
-    assert executor._runner._adapters._host == {}
+    assert executor._runner.adapters._host == {}
     await engine.stop()

@@ -64,7 +64,7 @@ def step(runner, count):
 
 def test_a_step_waits_for_nothing(machine):
     device, runner = machine
-    num_layers = runner._model.config.num_layers
+    num_layers = runner.model.config.num_layers
     device.clear()
     pending = step(runner, 9)
     assert device.waits == []
@@ -116,7 +116,7 @@ def test_packed_experts_wait_for_nothing(machine, form, kernel):
 
 def test_experts_lie_in_one_tensor_and_are_held_once(machine):
     _, runner = machine
-    module = runner._model.module
+    module = runner.model.module
     for mixture in (part for part in module.modules() if isinstance(part, Experts)):
         gate_up, down = mixture._weights
         assert gate_up.stacked.shape == (4, 128, 128)
@@ -126,7 +126,7 @@ def test_experts_lie_in_one_tensor_and_are_held_once(machine):
                 assert linear.weight.untyped_storage()._cdata == whole.untyped_storage()._cdata
                 assert linear.weight.storage_offset() == number * linear.weight.numel()
     params = sum(parameter.numel() for parameter in make_model("Mixtral", **SHAPE).parameters())
-    assert runner._model.weights_bytes == 2 * params
+    assert runner.model.weights_bytes == 2 * params
 
 
 def test_formats_without_a_kernel_go_through_every_expert_and_say_so(machine, path, monkeypatch, caplog):

@@ -80,4 +80,4 @@ def test_a_runner_counts_its_layers(tmp_path):
         num_logits=[1], samples=[True],
     )  # fmt: skip
     runner.run(plan)
-    assert runner.num_layers_done - before == runner._model.config.num_layers
+    assert runner.num_layers_done - before == runner.model.config.num_layers

@@ -172,7 +172,7 @@ def test_a_step_without_tokens_ends_with_an_event_too(device, runner):
 
 def test_grammar_masks_do_not_wait_either(device, runner):
     masks: Future = Future()
-    masks.set_result(np.full((1, -(-runner._model.config.vocab_size // 32)), -1, np.int32))
+    masks.set_result(np.full((1, -(-runner.model.config.vocab_size // 32)), -1, np.int32))
     plan = StepPlan(
         step_id=1, admitted=[admitted(0, SamplingParams(max_tokens=9))], block_updates=[BlockUpdate(0, 0, 0, range(3))],
         masked=[0], **columns([0], [0], [6]),

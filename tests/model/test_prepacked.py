@@ -49,7 +49,7 @@ def load(path, quantization="int8", **model):
 
 
 def tensors_of(runner):
-    module = runner._model.module
+    module = runner.model.module
     return dict(module.named_parameters()) | dict(module.named_buffers())
 
 

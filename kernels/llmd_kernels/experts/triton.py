@@ -11,8 +11,6 @@ Blocks that a choice leaves empty end at once. A weight is read once for all pai
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
@@ -22,6 +20,7 @@ from llmd_kernels.experts.table import MAX_EXPERTS, Format, keeps_sums, narrowed
 from llmd_kernels.experts.triton_sorting import Blocks, sort_pairs
 from llmd_kernels.experts.triton_sorting import route as route
 from llmd_kernels.experts.weights import ExpertWeights, Fp8Weight, Weight
+from llmd_kernels.gpu import device_name, num_processors
 from llmd_kernels.grouped_linear import GroupedWeight
 from llmd_kernels.int8_linear import Int8Weight
 
@@ -50,23 +49,6 @@ def gated_sum(out, y, x, gate, width, BLOCK: tl.constexpr):
     some = tl.load(x + token * width + n, mask=n < width, other=0.0).to(tl.float32)
     total = tl.load(y + token * width + n, mask=n < width, other=0.0).to(tl.float32) + share * some
     tl.store(out + token * width + n, total.to(out.dtype.element_ty), mask=n < width)
-
-
-@lru_cache(maxsize=16)
-def device_name(device: torch.device) -> str:
-    """As compilers call it: sm_90, gfx942; without a GPU, interpreted, the name of none."""
-    if device.type != "cuda":
-        return device.type
-    facts = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return str(facts.gcnArchName).partition(":")[0]
-    return f"sm_{facts.major}{facts.minor}"
-
-
-@lru_cache(maxsize=16)
-def num_processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 def why_not(gate_up: ExpertWeights, down: ExpertWeights) -> str | None:

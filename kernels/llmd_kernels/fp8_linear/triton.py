@@ -15,9 +15,10 @@ import triton
 import triton.language as tl
 
 from llmd_kernels.fp8_linear.tiles import BLOCK_K, tile_for
+from llmd_kernels.gpu import num_processors
 from llmd_kernels.grouped_linear.triton import has_ptx, num_stages
 from llmd_kernels.linear.table import num_shares
-from llmd_kernels.linear.triton import MAX_BLOCKS, arrivals, num_processors, sum_of_shares
+from llmd_kernels.linear.triton import MAX_BLOCKS, arrivals, sum_of_shares
 
 _LENGTHS = ("num_rows",)
 _MOST_AT_ONCE = 1 << 15  # features of a token that a program holds: all of most models', so that it waits once for them

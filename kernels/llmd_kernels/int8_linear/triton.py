@@ -9,9 +9,10 @@ import torch
 import triton
 import triton.language as tl
 
+from llmd_kernels.gpu import num_processors
 from llmd_kernels.int8_linear.tiles import tile_for
 from llmd_kernels.linear.table import num_shares
-from llmd_kernels.linear.triton import MAX_BLOCKS, arrivals, num_processors, sum_of_shares
+from llmd_kernels.linear.triton import MAX_BLOCKS, arrivals, sum_of_shares
 
 _LENGTHS = ("num_rows",)
 _MOST_AT_ONCE = 1 << 15  # features of a token that a program holds: all of most models', so that it waits once for them

@@ -50,7 +50,7 @@ def _tile(x: torch.Tensor, weight: torch.Tensor) -> table.Tile | None:
         return None
     if weight.stride(1) != 1 or weight.shape[1] % _MULTIPLE or weight.stride(0) % _MULTIPLE:
         return None
+    from llmd_kernels.gpu import device_name
     from llmd_kernels.linear import triton
-    from llmd_kernels.paged_attention.triton import device_name
 
     return None if triton.why_not(weight) else table.tile_for(device_name(x.device), x.shape[0], weight.shape[0])

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from llmd_kernels.gpu import num_processors
 from llmd_kernels.linear.table import Tile, num_shares
 from llmd_kernels.triton_barrier import full_barrier
 
@@ -205,9 +206,3 @@ def why_not(weight: torch.Tensor) -> str | None:
 def arrivals(device: torch.device) -> torch.Tensor:
     """Programs that have stored their sums, by block of outputs; all 0 between launches."""
     return torch.zeros(MAX_BLOCKS, dtype=torch.int32, device=device)
-
-
-@cache
-def num_processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 elsewhere."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -19,6 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
+from llmd_kernels.gpu import device_name, num_processors
 from llmd_kernels.paged_attention import table
 from llmd_kernels.paged_attention.call import AttentionCall
 from llmd_kernels.paged_attention.triton_span import attend_span, prepared
@@ -292,22 +293,6 @@ def check(call: AttentionCall) -> None:
         raise ValueError(f"at most {_MAX_COUNTERS} rows times KV heads, got {num_rows} times {cache.shape[3]}")
     if not call.scale > 0:
         raise ValueError(f"scale must be above 0, got {call.scale}")
-
-
-def device_name(device: torch.device) -> str:
-    """As compilers name it: sm_90, gfx942; cpu where there is none."""
-    if device.type != "cuda":
-        return device.type
-    properties = torch.cuda.get_device_properties(device)
-    if torch.version.hip is not None:
-        return str(properties.gcnArchName).partition(":")[0]
-    return f"sm_{properties.major}{properties.minor}"
-
-
-@cache
-def num_processors(device: torch.device) -> int:
-    """Multiprocessors of a GPU; 1 elsewhere."""
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @cache

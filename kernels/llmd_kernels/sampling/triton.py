@@ -6,13 +6,13 @@ with sixteen thresholds and so settles four bits. Programs of rows that do not w
 
 from __future__ import annotations
 
-from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
 import triton
 import triton.language as tl
 
+from llmd_kernels.gpu import num_processors
 from llmd_kernels.sampling.tiles import BLOCK, COUNTED, num_splits
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def sample(
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """As in the package; `splits` instead of the table's parts of a row, a power of two."""
     (num_rows, width), device = logits.shape, logits.device
-    splits = splits or num_splits(num_rows, width, _num_processors(device))
+    splits = splits or num_splits(num_rows, width, num_processors(device))
     chunk = triton.cdiv(triton.cdiv(width, splits), BLOCK) * BLOCK
     tokens = torch.empty(num_rows, dtype=torch.int64, device=device)
     best = torch.empty(num_rows, dtype=torch.float32, device=device)
@@ -275,8 +275,3 @@ def deliver(
             tokens, best, rows, num_tokens, token_ids, out, len(tokens), token_ids.stride(0), ROWS=128
         )
     return out
-
-
-@cache
-def _num_processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

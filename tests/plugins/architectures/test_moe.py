@@ -54,7 +54,7 @@ def check(model, sequence, driver):
 def test_parity(tmp_path, case):
     model, path = make(case, tmp_path)
     runner = make_runner(path, parts=parts())
-    assert type(runner._model.module).__name__ == "CausalLM"
+    assert type(runner.model.module).__name__ == "CausalLM"
     driver = StepDriver(runner)
     alone, *batch = [driver.sequence(prompt) for prompt in (prompts(LENGTHS[0]) + prompts(*LENGTHS))]
     driver.generate([alone], 6)
@@ -71,7 +71,7 @@ def test_parity(tmp_path, case):
 def test_experts_are_quantized_and_routers_are_not(tmp_path, case, method, bound):
     model, path = make(case, tmp_path)
     runner = make_runner(path, parts=parts(), quantization=method)
-    module = runner._model.module
+    module = runner.model.module
     kinds = {
         name.rpartition(".")[2]: type(layer.method).__name__
         for name, layer in module.named_modules()
@@ -161,7 +161,7 @@ def test_adapters_find_attention_but_no_experts(tmp_path):
     _, path = make("mixtral", tmp_path)
     served = model_parts(max_loras=1, max_lora_rank=4)
     runner = make_runner(path, parts=replace(parts(), adapters=served.adapters, adapter_formats=served.adapter_formats))
-    offered = runner._adapters.modules
+    offered = runner.adapters.modules
     assert "model.layers.0.self_attn.q_proj" in offered
     assert "model.layers.0.block_sparse_moe.gate" in offered
     assert not [name for name in offered if "experts" in name]

@@ -92,7 +92,7 @@ def test_what_a_plugin_knows_runs_so_too_when_asked(tmp_path, changes):
     model = make_model("Llama", **changes)
     path = save_model(model, tmp_path)
     runners = [make_runner(path, model_impl=name) for name in ("llmd", "transformers")]
-    assert [type(runner._model.module).__name__ for runner in runners] == ["CausalLM", "TransformersDecoder"]
+    assert [type(runner.model.module).__name__ for runner in runners] == ["CausalLM", "TransformersDecoder"]
     assert runners[0].info.weights_bytes == runners[1].info.weights_bytes
     driver = StepDriver(runners[1])
     sequences = [driver.sequence(prompt) for prompt in prompts(*LENGTHS)]

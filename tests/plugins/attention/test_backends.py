@@ -72,7 +72,7 @@ def test_a_backend_that_turns_heads_gives_the_same(tmp_path, family):
     found = []
     for backend in (None, Separate()):
         runner = make_runner(path)
-        for module in runner._model.module.modules():
+        for module in runner.model.module.modules():
             if backend is not None and isinstance(getattr(module, "attend", None), Attention):
                 module.attend.backend = backend
         driver = StepDriver(runner)

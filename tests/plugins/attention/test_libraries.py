@@ -250,7 +250,7 @@ def test_a_device_that_only_compiles_launches_no_library(installed):
     library = FlashAttention2()
     library.attend = lambda call, step: pytest.fail("launched")
     installed.setattr("llmd_kernels.store_kv.store_kv", lambda *_: None)
-    installed.setattr("llmd_kernels.paged_attention.triton.device_name", lambda device: "sm_90")
+    installed.setattr("llmd_kernels.gpu.device_name", lambda device: "sm_90")
     with FakeTensorMode():
         q, k, v = (torch.empty(3, heads, 64, dtype=torch.bfloat16) for heads in (4, 2, 2))
         kv, columns = torch.empty(2, 2, 256, 2, 64), torch.empty(2, dtype=torch.int32)

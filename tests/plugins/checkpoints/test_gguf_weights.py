@@ -92,7 +92,7 @@ def test_a_quantized_file_can_be_loaded_dense(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     del config["quantization_config"]
     (folder / "config.json").write_text(json.dumps(config))
-    module = make_runner(folder)._model.module
+    module = make_runner(folder).model.module
     rows = torch.cat([held[f"model.layers.1.self_attn.{name}_proj.weight"] for name in "qkv"])
     torch.testing.assert_close(module.model.layers[1].self_attn.qkv_proj.weight.data, rows)
 
@@ -101,7 +101,7 @@ def test_a_float_file_can_be_quantized_while_it_loads(tmp_path):
     gguf_files.write_model(make_model("Llama", **SHAPE), tmp_path / "model.gguf", "F16")
     runner = make_runner(make_folder(tmp_path / "model.gguf"), quantization="int4")
     assert runner.info.facts["quantization"] == "int4"
-    assert runner._model.module.model.layers[0].mlp.gate_up_proj.grouped.bits == 4
+    assert runner.model.module.model.layers[0].mlp.gate_up_proj.grouped.bits == 4
 
 
 def test_a_quantized_file_takes_no_other_method(tmp_path):

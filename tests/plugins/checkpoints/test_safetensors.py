@@ -64,7 +64,7 @@ def test_progress_names_the_shard_and_ends_at_one(model, tmp_path):
 
 def test_weights_are_cast_on_the_way(model, path):
     runner = make_runner(path, dtype="bfloat16")
-    assert {p.dtype for p in runner._model.module.parameters()} == {torch.bfloat16}
+    assert {p.dtype for p in runner.model.module.parameters()} == {torch.bfloat16}
     assert runner.info.facts["dtype"] == "bfloat16"
 
 
@@ -176,7 +176,7 @@ def test_dummy_weights_need_no_files(model, path):
     (path / "model.safetensors").unlink()
     first, second = (make_runner(path, load_format="dummy", seed=5) for _ in range(2))
     other = make_runner(path, load_format="dummy", seed=6)
-    weights = [runner._model.module.model.layers[0].mlp.down_proj.weight for runner in (first, second, other)]
+    weights = [runner.model.module.model.layers[0].mlp.down_proj.weight for runner in (first, second, other)]
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     driver = StepDriver(first)

@@ -46,7 +46,7 @@ SIZES = {"hidden_size": 64, "intermediate_size": 128}
 @pytest.mark.parametrize("family", ["Llama", "Qwen2"])
 def test_four_bits(tmp_path, kind, nested, family):
     model = quantized_model(tmp_path, four_bits(kind, nested), settings(kind, nested), family=family, **SIZES)
-    module = make_runner(tmp_path)._model.module
+    module = make_runner(tmp_path).model.module
     layer = module.model.layers[1].self_attn.qkv_proj
     names = [f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkv"]
     dense = torch.cat([model.state_dict()[name] for name in names])
@@ -62,7 +62,7 @@ def test_eight_bits(tmp_path):
         "llm_int8_skip_modules": ["lm_head"],
     }
     model = quantized_model(tmp_path, eight_bits, raw, **SIZES)
-    module = make_runner(tmp_path)._model.module
+    module = make_runner(tmp_path).model.module
     layer = module.model.layers[0].mlp.gate_up_proj
     names = [f"model.layers.0.mlp.{name}_proj.weight" for name in ("gate", "up")]
     dense = torch.cat([model.state_dict()[name] for name in names])

@@ -54,7 +54,7 @@ def test_end_to_end(tmp_path, monkeypatch, is_native):
 
 def test_weights_are_freed(tmp_path):
     path = save_model(make_model("Llama"), tmp_path)
-    module = make_runner(path, quantization="int8")._model.module
+    module = make_runner(path, quantization="int8").model.module
     for layer in module.modules():
         if isinstance(layer, Linear):
             assert layer.weight.dtype in (torch.uint8, torch.int8)

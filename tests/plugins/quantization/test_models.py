@@ -89,7 +89,7 @@ def test_a_quantized_head_and_skipped_modules(tmp_path):
 
     model = quantized_model(tmp_path, write, settings, is_kept=lambda name: ".1." in name)
     assert agreement(tmp_path, model) >= 0.95
-    module = make_runner(tmp_path)._model.module
+    module = make_runner(tmp_path).model.module
     assert type(module.lm_head.linear.method).__name__ == "GptqLinear"
     assert type(module.model.layers[0].self_attn.qkv_proj.method).__name__ == "PartMethods"
     assert type(module.model.layers[1].self_attn.qkv_proj.method).__name__ == "Unquantized"
@@ -191,7 +191,7 @@ def test_bytes_kept(tmp_path, settings, write, most):
     shape = {"hidden_size": 256, "intermediate_size": 512, "num_attention_heads": 4, "head_dim": 64, "num_hidden_layers": 1}
     quantized_model(tmp_path, all_alike(write), settings, **shape)
     runner = make_runner(tmp_path, dtype="bfloat16")
-    module = runner._model.module
+    module = runner.model.module
     linears = [layer for layer in module.modules() if isinstance(layer, Linear)]
     kept = sum(tensor.nbytes for layer in linears for tensor in (*layer.parameters(), *layer.buffers()))
     dense = sum(2 * layer.in_features * layer.out_features for layer in linears)
@@ -256,7 +256,7 @@ def test_experts_as_other_tools_write_them(tmp_path, settings, write):
     runner = make_runner(tmp_path)
     methods = {
         name.rpartition(".")[2]: type(layer.method).__name__
-        for name, layer in runner._model.module.named_modules()
+        for name, layer in runner.model.module.named_modules()
         if isinstance(layer, Linear)
     }
     assert methods["gate"] == "Unquantized"

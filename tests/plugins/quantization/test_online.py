@@ -66,7 +66,7 @@ def test_merged_linears_are_close_at_odd_shapes(name, bias, dtype):
 def test_a_model_is_close_and_holds_no_dense_weight(tmp_path, name):
     model = make_model("Qwen2", hidden_size=120, initializer_range=0.05)
     runner = make_runner(save_model(model, tmp_path), quantization=name)
-    for layer in runner._model.module.modules():
+    for layer in runner.model.module.modules():
         if isinstance(layer, Linear | Embedding | LMHead):
             assert all(p.itemsize == 1 or p.dim() == 1 for p in layer._parameters.values() if p is not None)
     driver = StepDriver(runner)
@@ -82,7 +82,7 @@ def test_a_model_is_close_and_holds_no_dense_weight(tmp_path, name):
 def test_the_table_has_eight_bits_tied_or_not(tmp_path, tied):
     model = make_model("Llama", tie_word_embeddings=tied)
     runner = make_runner(save_model(model, tmp_path), quantization="int8", dtype="bfloat16")
-    module = runner._model.module
+    module = runner.model.module
     table = module.model.embed_tokens
     assert table.weight.dtype in (torch.uint8, torch.int8)
     assert isinstance(table.method, Int8Table)
@@ -99,7 +99,7 @@ def test_the_table_has_eight_bits_tied_or_not(tmp_path, tied):
 def test_ignored_layers_stay_as_they_are(tmp_path):
     path = save_model(make_model("Llama"), tmp_path)
     options = {"ignore": ["lm_head", "embed_tokens", "*.0.self_attn.*"], "group_size": 64}
-    module = make_runner(path, quantization="int4", quantization_options=options)._model.module
+    module = make_runner(path, quantization="int4", quantization_options=options).model.module
     assert module.lm_head.linear is None
     assert module.model.embed_tokens.weight.dtype == torch.float32
     assert module.model.layers[0].self_attn.qkv_proj.weight.dtype == torch.float32
