@@ -67,3 +67,9 @@ def test_kernels_of_one_token_move_sixteen_bytes_at_once(machine_code):
         if name.startswith(("normalise", "gate_up", "look_up", "turn", "rotate_and_store")):
             assert facts["code"]["LDG.128"] >= 1, name
             assert {"STG.128", "STG.64"} & set(facts["code"]), name  # 8 bytes where those halve
+
+
+def test_waves_of_amd_wait_for_their_stores_before_the_barrier():
+    """Its barrier does not, and the fence of the atomic behind it waits for one wave's only."""
+    found = run_script("barrier_compiled.py", TRITON_INTERPRET="0")
+    assert "s_waitcnt vmcnt(0)" in found["before the barrier"]
