@@ -1,4 +1,4 @@
-"""Compiles decode for an AMD GPU as its wrapper launches it; prints what stands before the barrier that its count follows."""
+"""Compiles decode for an AMD GPU as its wrapper launches it; prints what stands before the barrier in front of its count."""
 
 import json
 
