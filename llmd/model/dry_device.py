@@ -7,6 +7,7 @@ the host reads off it are zeros. Tensors on the CPU stay real, so everything tha
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
@@ -207,12 +208,17 @@ def dry_device(target: GpuTarget, launched: Callable[[str], None] = lambda name:
     from triton.runtime import driver
     from triton.runtime.jit import JITFunction
 
-    device, run = DryDevice(), JITFunction.run
+    device, run, read = DryDevice(), JITFunction.run, JITFunction.parse
+    alone = threading.Lock()  # Python 3.11 fails now and then where two threads build syntax trees at once
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> Any:
         launched(self.fn.__name__)
         pointers = [Pointer(arg) if isinstance(arg, torch.Tensor) else arg for arg in args]
         return run(self, *pointers, grid=grid, warmup=True, **kwargs)
+
+    def parse(self: Any) -> Any:
+        with alone:
+            return read(self)
 
     with contextlib.ExitStack() as stack:
         stack.callback(driver.set_active, driver._active)
@@ -223,6 +229,7 @@ def dry_device(target: GpuTarget, launched: Callable[[str], None] = lambda name:
             (torch.version, "hip", "0" if target.backend == "hip" else None),
             (fake_tensor, "init_gpu_context", lambda *_: None),
             (JITFunction, "run", launch),
+            (JITFunction, "parse", parse),
         ]
         for owner, name, value in patches:
             stack.enter_context(mock.patch.object(owner, name, value))
