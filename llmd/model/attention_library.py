@@ -71,6 +71,32 @@ class LibraryStep:
         return self.once("key_start", make)
 
 
+def stored_call(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    kv: LayerKV,
+    batch: Batch,
+    *,
+    scale: float,
+    window: int | None,
+    extras: AttentionExtras | None = None,
+    turn: HeadTurn | None = None,
+) -> AttentionCall:
+    """Turn heads and store k and v by llmd's kernels; what is left to do for q, as kernels take it. See AttentionBackend."""
+    from llmd_kernels.paged_attention import AttentionCall
+    from llmd_kernels.store_kv import rotary_store_kv, store_kv
+
+    if turn is None:
+        store_kv(k, v, kv, batch.slot_mapping)
+    else:
+        rotary_store_kv(q, k, v, kv, turn.positions, batch.slot_mapping, turn.cos_sin, turn.norms)
+    return AttentionCall(
+        q, kv, batch.block_tables[0], batch.rows, batch.query_start, batch.seq_lens, batch.max_query_len, scale, window,
+        *(extras or ()),
+    )  # fmt: skip
+
+
 class AttentionLibrary(Protocol):
     """An adapter of one library."""
 
@@ -151,18 +177,9 @@ class LibraryAttention:
         turn: HeadTurn | None = None,
     ) -> torch.Tensor:
         """As the protocol says."""
-        from llmd_kernels.paged_attention import AttentionCall, paged_attention
-        from llmd_kernels.store_kv import rotary_store_kv, store_kv
+        from llmd_kernels.paged_attention import paged_attention
 
-        batch = meta.batch
-        if turn is None:
-            store_kv(k, v, kv, batch.slot_mapping)
-        else:
-            rotary_store_kv(q, k, v, kv, turn.positions, batch.slot_mapping, turn.cos_sin, turn.norms)
-        call = AttentionCall(
-            q, kv, batch.block_tables[0], batch.rows, batch.query_start, batch.seq_lens, batch.max_query_len, scale, window,
-            *(extras or ()),
-        )  # fmt: skip
+        call = stored_call(q, k, v, kv, meta.batch, scale=scale, window=window, extras=extras, turn=turn)
         if not self._has(call):
             return paged_attention(call)
         call.check()

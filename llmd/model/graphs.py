@@ -118,6 +118,7 @@ class DecodeGraphs:
         self._step = step  # from a batch to the logits of all its tokens
         self._columns = columns
         self._capture = capture
+        self._is_dear = capture is not None and not capture.is_free  # sizes serve smaller steps, and are recorded ahead
         self._sizes = capture.sizes(max_num_rows) if capture is not None else ()
         self._graphs: OrderedDict[Key, _Graph] = OrderedDict()
         self._wanted: Counter[Key] = Counter()  # by steps that did without
@@ -134,8 +135,7 @@ class DecodeGraphs:
             return key
         if self._is_refused(key):
             return self._larger(key)
-        assert self._capture is not None
-        if not self._capture.is_free:
+        if self._is_dear:
             self._wanted[key] += 1
             if self._wanted[key] < _PATIENCE:
                 return self._larger(key)
@@ -153,7 +153,7 @@ class DecodeGraphs:
 
     def lacking(self, variant: int) -> Key | None:
         """What is worth to be recorded while there is nothing else to do: what steps wanted, then whatever may come."""
-        if self._capture is None or self._capture.is_free:
+        if not self._is_dear:
             return None
         self._wanted = Counter({key: count for key, count in self._wanted.items() if key.variant in (0, variant)})
         candidates = [key for key, _ in self._wanted.most_common()] + [Key(size, 0) for size in reversed(self._sizes)]
@@ -162,7 +162,7 @@ class DecodeGraphs:
     def first_sizes(self) -> tuple[int, ...]:
         """Those that are recorded before anything is served: with padding they serve every step. The largest comes first,
         and the others find room in the memory it took."""
-        if self._capture is None or self._capture.is_free:
+        if not self._is_dear:
             return ()
         common = {size for size in self._sizes if size & (size - 1) == 0} | {self._sizes[-1]}
         return tuple(sorted(common, reverse=True))
@@ -206,7 +206,7 @@ class DecodeGraphs:
         def work() -> Tensor:
             self._columns.prepare(key.size)
             logits = self._step(batch)
-            return logits if self._capture is None or self._capture.is_free else self._at_home(logits)
+            return self._at_home(logits) if self._is_dear else logits
 
         logits, captured, why_not = self._capture.record(work)
         self._wanted.pop(key, None)

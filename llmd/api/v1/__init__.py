@@ -79,6 +79,7 @@ if TYPE_CHECKING:  # what type checkers see; a test keeps it equal to _HOMES
     from llmd.model.attention_library import LibraryAttention as LibraryAttention
     from llmd.model.attention_library import LibraryStep as LibraryStep
     from llmd.model.attention_library import missing_release as missing_release
+    from llmd.model.attention_library import stored_call as stored_call
     from llmd.model.batch import Batch as Batch
     from llmd.model.config import ArchitectureConfig as ArchitectureConfig
     from llmd.model.device_stream import TensorPlace as TensorPlace
@@ -380,6 +381,7 @@ _HOMES: dict[str, tuple[str, ...]] = {
         "LibraryAttention",
         "LibraryStep",
         "missing_release",
+        "stored_call",
     ),
     "llmd.model.batch": ("Batch",),
     "llmd.model.config": ("ArchitectureConfig",),

@@ -48,18 +48,10 @@ class TritonAttention:
         extras: AttentionExtras | None = None,
         turn: HeadTurn | None = None,
     ) -> Tensor:
-        from llmd_kernels.paged_attention import AttentionCall, paged_attention
-        from llmd_kernels.store_kv import rotary_store_kv, store_kv
+        from llmd.api.v1 import stored_call
+        from llmd_kernels.paged_attention import paged_attention
 
-        if turn is None:
-            store_kv(k, v, kv, meta.slot_mapping)
-        else:
-            rotary_store_kv(q, k, v, kv, turn.positions, meta.slot_mapping, turn.cos_sin, turn.norms)
-        call = AttentionCall(
-            q, kv, meta.block_tables[0], meta.rows, meta.query_start, meta.seq_lens, meta.max_query_len, scale, window,
-            *(extras or ()),
-        )  # fmt: skip
-        return paged_attention(call)
+        return paged_attention(stored_call(q, k, v, kv, meta, scale=scale, window=window, extras=extras, turn=turn))
 
 
 def _build() -> AttentionBackend:
